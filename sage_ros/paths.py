@@ -1,0 +1,34 @@
+"""Where the package's own data, configuration and launch files are, however it was installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+EPISODES = PACKAGE / "data" / "episodes" / "pick_place"
+CHECKPOINT = PACKAGE / "data" / "checkpoints" / "pick_place"
+ENCODER = PACKAGE / "data" / "checkpoints" / "tiny_vae"
+
+
+def checkpoint_path(given: str) -> Path:
+    """The checkpoint folder to use: the given one, or the package's where none is given."""
+    return Path(given).expanduser() if given else CHECKPOINT
+
+
+def dataset_path(given: str) -> Path:
+    """The data set folder to use: the given one, or the package's where none is given."""
+    return Path(given).expanduser() if given else EPISODES
+
+
+def share(*parts: str) -> Path:
+    """A file of the ``share/sage_ros`` folder: in the source tree, in a colcon install space or in pip's prefix.
+
+    Raises FileNotFoundError naming the places searched.
+    """
+    prefixes = [PACKAGE.parents[i] / "share" / "sage_ros" for i in range(1, min(5, len(PACKAGE.parents)))]
+    places = [PACKAGE.parent, *prefixes, Path(sys.prefix) / "share" / "sage_ros"]
+    for place in places:
+        if (place / "package.xml").is_file() and place.joinpath(*parts).exists():
+            return place.joinpath(*parts)
+    raise FileNotFoundError(f"{'/'.join(parts)} of sage_ros is in none of: {', '.join(map(str, places))}")
