@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_ros.core.chunks import ActionChunk
+from sage_ros.core.safety import CommandGuard
+from sage_ros.core.timing import RateLimit, StampBuffer, Stopwatch
+
+CHUNK = ActionChunk(np.array([[0.0], [1.0], [3.0]]), rate=10.0)
+
+
+def test_a_chunk_is_sampled_between_its_rows():
+    assert CHUNK.sample(0.05) == pytest.approx([0.5])
+    assert CHUNK.sample(0.15) == pytest.approx([2.0])
+    assert CHUNK.sample(0.2) == pytest.approx([3.0])
+
+
+def test_before_its_start_a_chunk_gives_its_first_row_and_after_its_end_nothing():
+    assert CHUNK.sample(-1.0) == pytest.approx([0.0])
+    assert CHUNK.sample(0.21) is None
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(0, 1000), st.integers(0, 200))
+def test_pairing_picks_the_newest_in_time_whatever_the_order_of_arrival(stamps, when, tolerance):
+    buffer = StampBuffer[int](size=100)
+    for stamp in stamps:
+        buffer.add(stamp, stamp)
+    not_after = max((s for s in stamps if s <= when), default=None)
+    strictly_before = max((s for s in stamps if s < when), default=None)
+    fresh = not_after is not None and when - not_after <= tolerance
+    assert buffer.at(when, tolerance) == (not_after if fresh else None)
+    fresh = strictly_before is not None and when - strictly_before <= tolerance
+    assert buffer.before(when, tolerance) == (strictly_before if fresh else None)
+
+
+def test_the_buffer_forgets_the_oldest():
+    buffer = StampBuffer[int](size=2)
+    for stamp in (3, 1, 2):
+        buffer.add(stamp, stamp)
+    assert buffer.at(1, 100) is None
+    assert buffer.at(2, 0) == 2
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=200))
+def test_a_stream_at_the_allowed_rate_passes_whole_whatever_its_jitter(jitter):
+    limit = RateLimit(20.0)
+    assert all(limit.allows(int((row + shift) * 50e6) + 10**9) for row, shift in enumerate(jitter))
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=2, max_size=400), st.floats(1.0, 50.0))
+def test_the_allowed_rate_is_kept_in_the_long_run(gaps, rate):
+    limit, stamps = RateLimit(rate), np.cumsum(gaps)
+    passed = sum(limit.allows(int(stamp)) for stamp in stamps)
+    assert passed <= (stamps[-1] - stamps[0]) / 1e9 * rate + 2
+
+
+def test_a_rate_of_nought_lets_nothing_through_and_a_jump_back_starts_anew():
+    assert not RateLimit(0.0).allows(5)
+    limit = RateLimit(1.0)
+    assert limit.allows(10**12)
+    assert not limit.allows(10**12 + 10**8)
+    assert limit.allows(10**9)
+
+
+def test_the_stopwatch_counts_even_when_the_work_fails():
+    watch = Stopwatch()
+    with pytest.raises(KeyError), watch.span():
+        raise KeyError
+    assert len(watch.spans) == 1
+    assert watch.total > 0
+
+
+LIMITS = np.array([[-1.0, 1.0], [0.0, 0.5]])
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=30))
+def test_set_points_never_leave_the_limits_nor_jump(targets):
+    guard = CommandGuard(LIMITS, max_speed=2.0)
+    last = np.array([0.1, 0.2])
+    guard.start(last)
+    for target in targets:
+        command = guard.next(np.array(target), 0.1)
+        assert (command >= LIMITS[:, 0]).all() and (command <= LIMITS[:, 1]).all()
+        assert np.abs(command - last).max() <= 0.2 + 1e-9
+        last = command
+
+
+def test_from_outside_the_limits_set_points_come_back_in_without_a_jump():
+    guard = CommandGuard(LIMITS, max_speed=1.0)
+    guard.start(np.array([3.0, 0.2]))
+    assert guard.next(np.array([0.0, 0.2]), 0.1) == pytest.approx([2.9, 0.2])
+
+
+@pytest.mark.parametrize("target", [[np.nan, 0.0], [np.inf, 0.0], [0.0]])
+def test_a_target_that_is_not_finite_or_incomplete_is_refused(target):
+    guard = CommandGuard(LIMITS, max_speed=1.0)
+    guard.start(np.zeros(2))
+    with pytest.raises(ValueError, match="finite"):
+        guard.next(np.array(target), 0.1)
+
+
+def test_without_a_measured_pose_there_is_no_set_point():
+    with pytest.raises(ValueError, match="measured pose"):
+        CommandGuard(LIMITS, max_speed=1.0).next(np.zeros(2), 0.1)
