@@ -1,0 +1,309 @@
+"""A student on disk: a folder of data files, each checked by hash, shape, dtype and joint name before use.
+
+=========================== ===================================================================================
+``model.safetensors``       the weights, float32
+``config.json``             :class:`~sage_ros.policy.manifest.Manifest`, with the sha256 of every other data file
+``normalization.json``      :class:`~sage_ros.policy.student.Normalization`, joint values by joint name
+``calibration.safetensors`` :class:`~sage_ros.core.trust.Calibration` of the encoder's tokens
+``metrics.json``            what was measured, on which episodes
+``encoder/``                the encoder's own files; absent for one that is named by hub name or folder
+``README.md``               the model card
+=========================== ===================================================================================
+
+Nothing is unpickled: a folder that holds pickle files (``.pt``, ``.bin``, ...) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sage_ros.core.joints import JointLayout
+from sage_ros.core.trust import Calibration
+from sage_ros.policy.manifest import (
+    FORMAT,
+    INSIDE,
+    RETRAIN,
+    CheckpointError,
+    Manifest,
+    file_sha256,
+    read_json,
+    write_json,
+)
+from sage_ros.policy.student import Normalization, Student, StudentConfig, StudentPolicy
+
+if TYPE_CHECKING:
+    from sage_ros.vision.encoder import Encoder
+
+PICKLED = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+PORTABLE = frozenset({".json", ".safetensors", ".txt"})  # an encoder's files that travel
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded student and what must be known to run it."""
+
+    folder: Path
+    manifest: Manifest
+    policy: StudentPolicy
+    normalization: Normalization
+    calibration: Calibration
+    metrics: dict[str, Any]
+
+    @property
+    def config(self) -> StudentConfig:
+        return self.manifest.student
+
+    @property
+    def state_joints(self) -> JointLayout:
+        return self.manifest.state_joints
+
+    @property
+    def action_joints(self) -> JointLayout:
+        return self.manifest.action_joints
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.manifest.cameras
+
+    @property
+    def rate(self) -> float:
+        """Rows of a chunk per second."""
+        return self.manifest.rate
+
+    @property
+    def horizon(self) -> int:
+        return self.config.horizon
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.config.grid
+
+    @property
+    def features(self) -> int:
+        return self.config.features
+
+    @property
+    def action_limits(self) -> np.ndarray:
+        """Least and greatest training action of every joint, (A, 2)."""
+        return np.stack((self.normalization.action_low, self.normalization.action_high), axis=1)
+
+    @property
+    def encoder_name(self) -> str:
+        return self.manifest.encoder.name
+
+    @property
+    def encoder_source(self) -> str:
+        """Hub name or folder to load the encoder from."""
+        source = self.manifest.encoder.source
+        return str(self.folder / INSIDE) if source == INSIDE else source
+
+    @property
+    def encoder_sha256(self) -> str:
+        return self.manifest.encoder.sha256
+
+    def load_encoder(self, device: str = "cpu") -> Encoder:
+        """The encoder that the student was trained on. Raises CheckpointError if it is another one by now."""
+        from sage_ros.vision.encoder import load_encoder
+
+        encoder = load_encoder(self.encoder_name, self.encoder_source, device)
+        self.check_encoder(encoder)
+        return encoder
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raises CheckpointError unless ``encoder`` has the weights, grid and width that the student was trained on."""
+        if encoder.sha256 != self.encoder_sha256:
+            raise CheckpointError(
+                f"{self.folder}: the student was trained on encoder {self.encoder_name} {self.encoder_sha256[:12]}…, "
+                f"but this is {encoder.name} {encoder.sha256[:12]}…: use that encoder, or distil a student on this one"
+            )
+        if (tuple(encoder.grid), encoder.features) != (self.grid, self.features):
+            raise CheckpointError(
+                f"{self.folder}: the student takes {self.grid} tokens of {self.features} features, but {encoder.name} "
+                f"gives {tuple(encoder.grid)} of {encoder.features}: use that encoder, or distil a student on this one"
+            )
+
+
+def save_checkpoint(
+    folder: Path | str,
+    student: Student,
+    manifest: Manifest,
+    normalization: Normalization,
+    calibration: Calibration,
+    metrics: Mapping[str, Any],
+    card: str,
+    encoder_files: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint, whole or not at all; ``encoder_files`` is a folder whose files go in as the encoder.
+
+    The manifest's ``files`` are filled in here. Raises CheckpointError where :func:`check_free` does.
+    """
+    folder = Path(folder).expanduser().absolute()
+    check_free(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir()
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in student.state_dict().items()}
+    safetensors.numpy.save_file(weights, part / "model.safetensors")
+    arrays = {name: np.ascontiguousarray(array) for name, array in calibration.arrays().items()}
+    safetensors.numpy.save_file(arrays, part / "calibration.safetensors")
+    write_json(part / "normalization.json", _by_joint(normalization, manifest))
+    write_json(part / "metrics.json", metrics)
+    if encoder_files is not None:
+        (part / INSIDE).mkdir()
+        for path in sorted(encoder_files.iterdir()):
+            if path.is_file() and path.suffix in PORTABLE:
+                shutil.copyfile(path, part / INSIDE / path.name)
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    hashes = {path.relative_to(part).as_posix(): file_sha256(path) for path in files}
+    replace(manifest, files=hashes).write(part / "config.json")
+    (part / CARD).write_text(card, "utf-8")
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises CheckpointError unless a checkpoint may be written to ``folder``; only checkpoints are overwritten."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{folder} exists and is not empty: choose another folder, or pass --overwrite")
+    try:
+        known = json.loads((folder / "config.json").read_text("utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise CheckpointError(f"{folder} holds no student checkpoint and is not overwritten: choose another folder")
+
+
+def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
+    """Load and check a checkpoint. Raises CheckpointError on anything missing, altered or that does not fit."""
+    folder = Path(folder).expanduser().absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder: give a student checkpoint's, or train one with `distil`")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICKLED:
+            raise CheckpointError(
+                f"{path}: {path.suffix} files may hold pickle, which runs code when read, and are refused: "
+                "delete it; a student's weights are model.safetensors, as `distil` writes them"
+            )
+    manifest = Manifest.read(folder / "config.json")
+    for name, digest in manifest.files.items():
+        _check_file(folder / name, digest)
+    student = Student(manifest.student)
+    student.load_state_dict(_weights(folder / "model.safetensors", student.state_dict()))
+    normalization = _normalization(folder / "normalization.json", manifest)
+    return Checkpoint(
+        folder=folder,
+        manifest=manifest,
+        policy=StudentPolicy(student.to(device), normalization, manifest.rate),
+        normalization=normalization,
+        calibration=_calibration(folder / "calibration.safetensors", manifest.student),
+        metrics=read_json(folder / "metrics.json"),
+    )
+
+
+def _check_file(path: Path, digest: str) -> None:
+    """Raises CheckpointError unless the file is there and has the sha256."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing: {RETRAIN}")
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not the data: run `git lfs pull` where it was cloned")
+    found = file_sha256(path)
+    if found != digest:
+        raise CheckpointError(
+            f"{path}: sha256 is {found[:12]}…, but config.json says {digest[:12]}…: damaged or changed; {RETRAIN}"
+        )
+
+
+def _weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, which must be exactly ``expected`` by name, shape and dtype, and finite."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is no safetensors file ({error}): {RETRAIN}") from error
+    if set(tensors) != set(expected):
+        missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+        raise CheckpointError(
+            f"{path}: tensors do not fit config.json's student; missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(unknown) or 'none'}. {RETRAIN}"
+        )
+    for name, tensor in tensors.items():
+        want = expected[name]
+        if (tensor.shape, tensor.dtype) != (want.shape, want.dtype):
+            raise CheckpointError(
+                f"{path}: '{name}' is {tensor.dtype} {tuple(tensor.shape)}, but config.json's student needs "
+                f"{want.dtype} {tuple(want.shape)}: {RETRAIN}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: '{name}' holds values that are not finite: {RETRAIN}")
+    return tensors
+
+
+def _calibration(path: Path, student: StudentConfig) -> Calibration:
+    try:
+        calibration = Calibration.from_arrays(safetensors.numpy.load_file(path))
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
+    if calibration.variance.shape != (student.tokens, student.features):
+        raise CheckpointError(
+            f"{path}: is for tokens {calibration.variance.shape}, but the student's are "
+            f"{(student.tokens, student.features)}: {RETRAIN}"
+        )
+    return calibration
+
+
+def _joints_of(key: str, manifest: Manifest) -> tuple[str, ...] | None:
+    """Names of the joints that a normalization entry is for; None: for token features."""
+    kind = key.split("_")[0]
+    return None if kind == "tokens" else (manifest.state_joints if kind == "state" else manifest.action_joints).names
+
+
+def _by_joint(norm: Normalization, manifest: Manifest) -> dict[str, Any]:
+    values: dict[str, Any] = norm.to_dict()
+    for key, row in values.items():
+        if (names := _joints_of(key, manifest)) is not None:
+            values[key] = dict(zip(names, row, strict=True))
+    return values
+
+
+def _normalization(path: Path, manifest: Manifest) -> Normalization:
+    values = read_json(path)
+    for key, entry in values.items():
+        names = _joints_of(key, manifest)
+        if names is None:
+            continue
+        if not isinstance(entry, dict) or tuple(entry) != names:
+            found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)[:80]
+            raise CheckpointError(
+                f"{path}: '{key}' is for the joints {found}, but config.json names {', '.join(names)}: {RETRAIN}"
+            )
+        values[key] = list(entry.values())
+    try:
+        norm = Normalization.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
+    if not len(norm.tokens_mean) == len(norm.tokens_std) == manifest.student.features:
+        raise CheckpointError(
+            f"{path}: is for {len(norm.tokens_mean)} token features, config.json says {manifest.student.features}: "
+            f"{RETRAIN}"
+        )
+    return norm

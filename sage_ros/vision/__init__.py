@@ -1,0 +1,1 @@
+"""Encoders: camera frames in, token maps out, refined as far as it pays."""
