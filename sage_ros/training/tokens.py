@@ -1,0 +1,94 @@
+"""Episodes as a policy sees them: each frame encoded once, and kept on disk for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from sage_ros.episodes.dataset import Episode, EpisodeDataset
+from sage_ros.training.openloop import Demonstration
+from sage_ros.vision.encoder import Encoder
+
+BATCH = 32  # frames encoded at a time
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where encoded episodes are kept: ``$XDG_CACHE_HOME/sage_ros/tokens``, else ``~/.cache/sage_ros/tokens``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage_ros" / "tokens"
+
+
+def load_demonstrations(
+    dataset: EpisodeDataset,
+    encoder: Encoder,
+    camera: str | None = None,
+    episodes: Sequence[int] | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> list[Demonstration]:
+    """The episodes numbered ``episodes`` (None: all), with token maps of ``camera`` (None: the first).
+
+    Token maps are kept in ``cache`` (None: :func:`cache_folder`) under a hash of the data set's content, the
+    encoder's weights and the camera. Raises ValueError on an unknown episode, DatasetError on bad data.
+    """
+    wanted = list(dataset.indices if episodes is None else episodes)
+    unknown = sorted(set(wanted) - set(dataset.indices))
+    if unknown:
+        raise ValueError(f"{dataset.path} has no episode {unknown}; it has {list(dataset.indices)}")
+    view = f"{dataset.fingerprint()} {dataset.align} {camera or ''} {encoder.name} {encoder.sha256}"
+    folder = (cache or cache_folder()) / hashlib.sha256(view.encode()).hexdigest()[:32]
+    found = []
+    for index in tqdm(wanted, desc=f"encode with {encoder.name}", unit="episode", disable=not progress):
+        episode = dataset[dataset.indices.index(index)]
+        file = folder / f"episode_{index:06d}.safetensors"
+        found.append(demonstration(episode, _tokens(episode, encoder, camera, file)))
+    return found
+
+
+def demonstration(episode: Episode, tokens: np.ndarray) -> Demonstration:
+    """An episode with its token maps (T, N, F)."""
+    return Demonstration(
+        index=episode.index,
+        task=episode.task,
+        rate=episode.fps,
+        state=episode.state,
+        action=episode.action,
+        tokens=tokens,
+        state_joints=episode.state_joints,
+        action_joints=episode.action_joints,
+    )
+
+
+def encode_frames(encoder: Encoder, frames: np.ndarray) -> np.ndarray:
+    """Token maps (T, N, F) float32 of frames (T, H, W, 3) uint8, the encoder's coarse pass."""
+    return np.concatenate([encoder.encode(frames[start : start + BATCH]) for start in range(0, len(frames), BATCH)])
+
+
+def _tokens(episode: Episode, encoder: Encoder, camera: str | None, file: Path) -> np.ndarray:
+    shape = (len(episode), encoder.grid[0] * encoder.grid[1], encoder.features)
+    if file.exists():
+        try:
+            kept = safetensors.numpy.load_file(file)["tokens"]
+            if kept.shape == shape and kept.dtype == np.float32:
+                return kept
+        except (SafetensorError, KeyError, OSError) as error:
+            log.warning("%s is damaged (%s): encoding the episode again", file, error)
+    tokens = np.ascontiguousarray(encode_frames(encoder, episode.frames(camera)), dtype=np.float32)
+    if tokens.shape != shape:
+        raise ValueError(f"encoder {encoder.name} gave {tokens.shape} for episode {episode.index}, expected {shape}")
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file({"tokens": tokens}, part)
+        part.replace(file)
+    except OSError as error:
+        log.warning("cannot keep tokens in %s (%s): the next run will encode again", file.parent, error)
+    return tokens
