@@ -1,0 +1,298 @@
+"""What all nodes share: lifecycle, parameters, diagnostics, the metabolic state, and a process to run in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState as State
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+
+from sage_ros.core.timing import Stopwatch
+from sage_ros.nodes.parameters import declare, read
+
+# Images and token maps: best effort loses large messages, a deep queue would only add latency.
+STREAM = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
+RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+Status = tuple[bytes, str, dict[str, object]]
+EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, LookupError)
+
+
+class SageNode(LifecycleNode):
+    """A lifecycle node whose parameters are the dataclass ``Config``.
+
+    Subclasses implement ``setup`` (configure: load, allocate, subscribe), ``start`` and ``stop`` (activate,
+    deactivate), ``clear`` (time jumped back: forget the stream) and ``status`` (what diagnostics should say).
+    ``live`` names the parameters that may change while configured; the others take effect at configure.
+    """
+
+    Config: ClassVar[type]
+    live: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self.active = False
+        self.counts: Counter[str] = Counter()  # frames in, out, skipped and why
+        self.watch = Stopwatch()  # the node's own computing, without ROS
+        self.config: Any = None
+        self._entities: list[tuple[Callable[[Any], object], Any]] = []
+        self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._declare()
+        help_autostart = "configure and activate without being asked to"
+        autostart = self.declare_parameter("autostart", False, ParameterDescriptor(description=help_autostart))
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
+        self.create_timer(1.0, self.diagnose, clock=self.steady)
+        jump = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+        self._jump = self.get_clock().create_jump_callback(jump, post_callback=self._on_jump)
+        if autostart.value:
+            self._starter = self.create_timer(0.0, self._autostart, clock=self.steady)
+
+    # What a node fills in
+
+    def setup(self) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def teardown(self) -> None: ...
+    def clear(self) -> None: ...
+
+    def changed(self) -> None:
+        """Live parameters changed: ``self.config`` is new."""
+
+    def status(self) -> Status:
+        """Diagnostic level, one human-readable line, and figures."""
+        return DiagnosticStatus.OK, "active" if self.active else "inactive", {}
+
+    # Topics
+
+    def publish_on(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> Any:
+        """A publisher that is silent until the node is active, and gone after cleanup."""
+        publisher = self.create_lifecycle_publisher(kind, topic, qos)
+        self._entities.append((self.destroy_publisher, publisher))
+        return publisher
+
+    def listen(
+        self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile = RELIABLE, always: bool = False
+    ) -> None:
+        """A subscription that calls back only while the node is active, or ``always`` once configured."""
+
+        def gated(message: Any) -> None:
+            if self.active or always:
+                callback(message)
+
+        self._entities.append((self.destroy_subscription, self.create_subscription(kind, topic, gated, qos)))
+
+    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
+        """A timer that runs while the node is active."""
+        timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
+        self._entities.append((self.destroy_timer, timer))
+
+    def listen_to_metabolism(self, callback: Callable[[dict[str, str]], None]) -> None:
+        """Call back with the metabolic state's values, such as ``vision_rate``, and its name as ``state``."""
+
+        def unpack(message: DiagnosticArray) -> None:
+            status = message.status[0]
+            callback({"state": status.message} | {pair.key: pair.value for pair in status.values})
+
+        self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)
+
+    # Lifecycle
+
+    def on_configure(self, state: State) -> TransitionCallbackReturn:
+        try:
+            self.config = self._read()
+            self.setup()
+        except EXPECTED_ERRORS as error:
+            self.get_logger().error(f"cannot configure: {error}")
+            self._release()
+            return TransitionCallbackReturn.FAILURE
+        except Exception:  # rclpy would swallow it
+            self.get_logger().fatal(traceback.format_exc())
+            raise
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: State) -> TransitionCallbackReturn:
+        result = super().on_activate(state)
+        self.active = True
+        self.start()
+        return result
+
+    def on_deactivate(self, state: State) -> TransitionCallbackReturn:
+        self.active = False
+        self.stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: State) -> TransitionCallbackReturn:
+        if self.active:
+            self.on_deactivate(state)
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        self.active = False
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def shut_down(self) -> None:
+        """Stop work and leave the graph, from whatever state."""
+        if self.active:
+            self.trigger_deactivate()
+        self._release()
+        self.destroy_node()
+
+    def _release(self) -> None:
+        self.teardown()
+        while self._entities:
+            destroy, entity = self._entities.pop()
+            destroy(entity)
+        self.counts.clear()
+
+    def _autostart(self) -> None:
+        self._starter.cancel()
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            raise SystemExit(f"{self.get_name()}: could not be configured, see the error above")
+        self.trigger_activate()
+
+    # Parameters, time, diagnostics
+
+    def _declare(self) -> None:
+        declare(self, self.Config)
+
+    def _read(self, changes: dict[str, Any] | None = None) -> Any:
+        return read(self, self.Config, changes=changes)
+
+    def _on_parameters(self, parameters: Iterable[Parameter]) -> SetParametersResult:
+        changes = {p.name: p.value for p in parameters}
+        if self.config is None:
+            return SetParametersResult(successful=True)
+        frozen = sorted(name for name in changes if name not in self.live and name != "use_sim_time")
+        if frozen:
+            reason = f"{', '.join(frozen)}: takes effect at configure; deactivate and clean up the node first"
+            return SetParametersResult(successful=not self._entities, reason=reason)
+        try:
+            self.config = self._read(changes)
+            self.changed()
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        if jump.delta.nanoseconds < 0:
+            self.get_logger().info("time went back: forgetting the stream so far")
+            self.clear()
+
+    def diagnose(self) -> None:
+        """Publish the node's status on /diagnostics (REP 107)."""
+        level, summary, figures = self.status()
+        common = {"busy_s": f"{self.watch.total:.6f}", "pid": os.getpid(), **self.counts, **figures}
+        if self.watch.spans:
+            common |= {"own_ms_p50": f"{self.watch.milliseconds(0.5):.3f}"}
+            common |= {"own_ms_p99": f"{self.watch.milliseconds(0.99):.3f}"}
+        status = DiagnosticStatus(level=level, name=f"{self.get_name()}: pipeline", message=summary)
+        status.hardware_id = self.get_fully_qualified_name()
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in common.items()]
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def complain(self, problem: object) -> None:
+        """Warn about input that is dropped, at most once in 2 s; the counts in diagnostics lose nothing."""
+        self.get_logger().warning(str(problem), throttle_duration_sec=2.0)
+
+
+def make_executor() -> Executor:
+    """The events executor where rclpy has one (a tenth of the latency and CPU), else the single-threaded one."""
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
+class Spinner:
+    """One node, its executor and the thread they run in."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.error: BaseException | None = None
+        self._executor = make_executor()
+        self._executor.add_node(node)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name=node.get_name(), daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        try:
+            while not self._done.is_set() and rclpy.ok():
+                # Never without a timeout: the events executor would busy-wait.
+                self._executor.spin_until_future_complete(Future(), 0.1)
+        except BaseException as error:  # handed to the main thread, which ends the process
+            self.error = error
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join(timeout=5.0)
+        self._executor.remove_node(self.node)
+        self._executor.shutdown()
+
+
+class StopRequest(threading.Event):
+    """Set by SIGINT and SIGTERM. Our own handlers, so that the context is still valid for a last message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.set())
+
+
+def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> int:
+    """The ``main`` of a node executable: one node, one process; returns the exit code."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = StopRequest()
+    try:
+        node = node_class()
+    except EXPECTED_ERRORS as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    spinner = Spinner(node)
+    while spinner.alive and not stop.wait(0.2):
+        pass
+    node.shut_down()
+    spinner.stop()
+    rclpy.try_shutdown()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launch passes Ctrl-C on twice: not into the interpreter's end
+    if isinstance(spinner.error, SystemExit):
+        print(spinner.error, file=sys.stderr)
+        return 1
+    if spinner.error is not None:
+        raise spinner.error
+    return 0

@@ -1,0 +1,94 @@
+"""trust_attention: token maps in, attended tokens out, with what is trusted, looked at and surprising."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from sage_ros.core.options import option
+from sage_ros.core.trust import Attention, TrustAttention, TrustConfig
+from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
+from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds
+from sage_ros.paths import checkpoint_path
+from sage_ros.policy.checkpoint import load_checkpoint
+
+
+@dataclass(frozen=True)
+class TrustNodeConfig(TrustConfig):
+    checkpoint: str = option("", "student checkpoint that holds the calibration; empty: the one in the package")
+
+
+class TrustAttentionNode(SageNode):
+    """vision/tokens -> attention/tokens (N, F), and maps in the grid's shape: attention/weights, trust, surprise."""
+
+    Config = TrustNodeConfig
+    config: TrustNodeConfig
+    live = frozenset({"threshold", "forgetting", "adopt_after", "gap"})
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__("trust_attention", **kwargs)
+        self._latest: Attention | None = None
+        self._last_stamp: int | None = None
+
+    def setup(self) -> None:
+        checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint))
+        self._grid = checkpoint.grid
+        self._filter = TrustAttention(checkpoint.calibration, self.config)
+        self.clear()
+        self._tokens = self.publish_on(Image, "attention/tokens", STREAM)
+        self._weights = self.publish_on(Image, "attention/weights", STREAM)
+        self._trust = self.publish_on(Image, "trust", STREAM)
+        self._surprise = self.publish_on(Image, "surprise", STREAM)
+        self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
+
+    def changed(self) -> None:
+        self._filter.config = self.config
+
+    def clear(self) -> None:
+        self._last_stamp, self._latest = None, None
+        self._filter.reset()
+
+    def _on_tokens(self, message: Image) -> None:
+        self.counts["frames_in"] += 1
+        stamp = nanoseconds(message.header.stamp)
+        elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
+        if self._last_stamp is not None and elapsed <= 0:
+            self.counts["out_of_order"] += 1
+            return
+        try:
+            with self.watch.span():
+                self._latest = attention = self._filter.update(map_from(message), elapsed)
+        except (MessageError, ValueError) as problem:
+            self.counts["refused"] += 1
+            return self.complain(problem)
+        self._last_stamp = stamp
+        self._tokens.publish(map_message(attention.tokens, message.header))
+        self._publish_map(self._surprise, attention.surprise, message.header)
+        self._publish_map(self._trust, attention.trust, message.header)
+        self._publish_map(self._weights, attention.weights, message.header)
+        self.counts["frames_out"] += 1
+
+    def _publish_map(self, publisher: object, values: np.ndarray, header: Header) -> None:
+        publisher.publish(map_message(values.reshape(self._grid), header))  # type: ignore[attr-defined]
+
+    def status(self) -> Status:
+        if self._latest is None:
+            return DiagnosticStatus.OK, "no tokens yet", {}
+        a = self._latest
+        figures: dict[str, object] = {"confidence": f"{a.confidence:.3f}", "surprise_max": f"{a.surprise.max():.3f}"}
+        level = DiagnosticStatus.WARN if a.confidence < 0.5 else DiagnosticStatus.OK
+        line = f"confidence {a.confidence:.2f}, {(a.trust < 0.5).sum()} of {a.trust.size} tokens distrusted"
+        return level, line, figures
+
+
+def main(args: list[str] | None = None) -> int:
+    return run(TrustAttentionNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
