@@ -1,0 +1,33 @@
+"""List the benchmarks with their last recorded figures."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from harness import RESULTS
+
+HELPERS = {"harness", "list"}
+
+
+def main() -> None:
+    print("make bench NAME=<name> [ARGS='...']   (--help in ARGS explains one, --record keeps its result)\n")
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem in HELPERS:
+            continue
+        purpose = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+        print(f"{path.stem}: {purpose}")
+        recorded = RESULTS / f"{path.stem}.json"
+        if not recorded.exists():
+            print("    no recorded result")
+            continue
+        result = json.loads(recorded.read_text())
+        print(f"    {result['date']}, commit {result['commit']}, {result['machine']}")
+        for figure, value in result["figures"].items():
+            bar = result["bars"].get(figure)
+            print(f"    {figure:<40} {value:>10.4g}" + (f"   (bar: {bar[0]} {bar[1]:g})" if bar else ""))
+
+
+if __name__ == "__main__":
+    main()
