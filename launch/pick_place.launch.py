@@ -121,7 +121,10 @@ def generate_launch_description() -> LaunchDescription:
         for name, (default, description, choices) in ARGUMENTS.items()
     ]
     declared.append(
-        DeclareLaunchArgument("params_file", default_value=str(config), description="ROS parameters of all nodes; the arguments above go over it")
+        DeclareLaunchArgument(
+            "params_file", default_value=str(config),
+            description="ROS parameters of all nodes; the arguments above go over it",
+        )
     )
     replay = EqualsSubstitution(LaunchConfiguration("source"), "replay")
     in_one = LaunchConfiguration("composed")

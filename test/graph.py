@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -96,6 +97,11 @@ class Graph:
             spinner.stop()
         rclpy.try_shutdown()
         errors = [spinner.error for spinner in self.spinners if spinner.error is not None]
+        # rclpy's lifecycle state machine keeps its node in the graph until it is collected, where it would answer for
+        # the nodes of the next test.
+        self.nodes.clear()
+        self.spinners.clear()
+        gc.collect()
         assert not errors, f"a node died: {errors}"
 
 
