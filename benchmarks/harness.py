@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("ROS_DOMAIN_ID", str(os.getpid() % 101 + 1))  # away from a robot, and from other runs
 RESULTS = Path(__file__).parent / "results"
 Bar = tuple[str, float]
 

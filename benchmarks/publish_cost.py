@@ -57,9 +57,10 @@ def main() -> int:
 
     frame = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
     whole, construct, plain = [], [], []
+    message: Image | None = None
     for index in range(options.frames + 20):
         start = time.perf_counter()
-        message = image_message(frame, Header())
+        message = image_message(frame, Header(), message)
         built = time.perf_counter()
         publisher.publish(message)
         end = time.perf_counter()

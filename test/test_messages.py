@@ -76,6 +76,21 @@ def test_only_a_float_map_is_taken_for_one():
         map_from(image_message(FRAME, Header()))
 
 
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.booleans()), min_size=1, max_size=8))
+def test_a_message_that_is_filled_anew_is_as_a_new_one(shapes):
+    """Whatever it held before: another map, another size, a picture."""
+    message = None
+    for number, (rows, columns, picture) in enumerate(shapes):
+        header = Header(frame_id=str(number))
+        if picture:
+            values = np.full((rows, columns, 3), number, np.uint8)
+            message, new = image_message(values[:, ::-1], header, message), image_message(values, header)
+        else:
+            values = np.full((rows, columns), number, np.float32)
+            message, new = map_message(values.T.copy().T, header, message), map_message(values, header)
+        assert message == new
+
+
 @given(st.integers(0, 2**31 * 1_000_000_000 - 1))
 def test_stamps_survive_the_trip(ns):
     assert nanoseconds(to_stamp(ns)) == ns
@@ -96,3 +111,6 @@ def test_a_chunk_becomes_a_trajectory_that_a_controller_takes():
     assert [p.time_from_start.nanosec for p in message.points] == [50_000_000, 100_000_000, 150_000_000]
     assert all(len(p.velocities) == 0 for p in message.points)
     assert np.array_equal(chunk_from(message), chunk.positions)
+    other = ActionChunk(-chunk.positions, rate=20.0)
+    header = Header(frame_id="later")
+    assert trajectory_message(["a", "b"], other, header, message) == trajectory_message(["a", "b"], other, header)

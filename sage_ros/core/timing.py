@@ -95,8 +95,12 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.spans.append(time.perf_counter() - start)
-            self.total += self.spans[-1]
+            self.add(time.perf_counter() - start)
+
+    def add(self, seconds: float) -> None:
+        """Count a span that was measured elsewhere."""
+        self.spans.append(seconds)
+        self.total += seconds
 
     def milliseconds(self, quantile: float) -> float:
         """A quantile of the recent spans in ms; nan before the first."""

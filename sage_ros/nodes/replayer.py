@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -26,6 +27,7 @@ from sage_ros.nodes.lifecycle import EVENTS, EXPECTED_ERRORS, LATCHED, RELIABLE,
 from sage_ros.nodes.messages import image_message, joint_message, to_stamp
 from sage_ros.paths import dataset_path
 
+PREPARATION = 0.003  # s before a row is due at which its messages are built
 CLOCK = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
@@ -51,16 +53,17 @@ class Row(NamedTuple):
     """A row's number and its messages, without a stamp yet."""
 
     row: int
+    stamp: Time
     joints: JointState
-    action: JointState
     image: Image
+    action: JointState
 
 
 class Replayer(SageNode):
     """Episodes -> image_raw, joint_states, task, demo/action (JointState), ~/events (JSON), optionally /clock.
 
     The demonstrated action goes on a topic of its own: a replay never moves a robot. The messages of a row carry
-    the same stamp, the image goes last. ~/pause, ~/resume, ~/toggle_paused and ~/play_next are std_srvs/Trigger.
+    the same stamp. ~/pause, ~/resume, ~/toggle_paused and ~/play_next are std_srvs/Trigger.
     """
 
     Config = ReplayerConfig
@@ -72,6 +75,7 @@ class Replayer(SageNode):
         self._player: threading.Thread | None = None
         self._wake = threading.Condition()  # guards the playback and everything below
         self._playback: Playback | None = None
+        self._image: Image | None = None  # to be filled anew
         self._failure = ""
         self._paused, self._step, self._quit = False, False, True
 
@@ -191,52 +195,59 @@ class Replayer(SageNode):
             self._step = False
             if not self._paused:
                 playback.resume(time.monotonic() + self.config.lead)
-        prepared = self._prepare(episode, 0, frames)
-        while (row := self._next(playback)) is not None:
-            if row != prepared.row:  # somebody sought
-                prepared = self._prepare(episode, row, frames)
-            self._publish(prepared, row / episode.fps)
-            prepared = self._prepare(episode, min(row + 1, len(episode) - 1), frames)
+        # A row is prepared just before it is due: right after the row before, the nodes want the processor.
+        while self._wait_for_row(playback, PREPARATION):
+            prepared = self._prepare(episode, playback.row, frames)
+            if self._wait_for_row(playback):
+                with self._wake:
+                    self._step = False
+                    playback.advance()
+                self._publish(prepared, prepared.row / episode.fps)
         self._wait(1.0 / (episode.fps * playback.rate))  # the last row has its time to be acted on, as every other
         if not self._quit:
             self._emit("end", **about)
             self._tasks.publish(String(data=""))
         self._sim_time += len(episode) / episode.fps + self.config.lead
 
-    def _next(self, playback: Playback) -> int | None:
-        """Wait for the next row and take it; None at the end or when the node stops."""
+    def _wait_for_row(self, playback: Playback, early: float = 0.0) -> bool:
+        """Wait until ``early`` s before the next row is due, or it is asked for; False at the end or on a stop."""
         with self._wake:
             while not self._quit and not playback.finished:
-                left = playback.due() - time.monotonic()
+                left = playback.due() - early - time.monotonic()
                 if left <= 0 or self._step:
-                    self._step = False
-                    return playback.advance()
+                    return True
                 self._wake.wait(min(left, 3600.0))
-        return None
+        return False
 
     def _wait(self, seconds: float) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._quit, seconds)
 
     def _prepare(self, episode: Episode, row: int, frames: np.ndarray) -> Row:
-        """Build a row's messages while it is not yet due, so that its stamp is the moment it goes out."""
+        """Build a row's messages before it is due, so that its stamp is the moment it goes out."""
         with self.watch.span():
-            joints = joint_message(episode.state_joints.names, episode.state[row], Header())
-            action = joint_message(episode.action_joints.names, episode.action[row], Header())
-            image = image_message(frames[row], Header(frame_id=f"{self._camera}_optical_frame"))
-        return Row(row, joints, action, image)
+            stamp = Time()  # shared: filled in once, when the row goes out
+            header = Header(stamp=stamp)
+            joints = joint_message(episode.state_joints.names, episode.state[row], header)
+            action = joint_message(episode.action_joints.names, episode.action[row], header)
+            header = Header(stamp=stamp, frame_id=f"{self._camera}_optical_frame")
+            self._image = image_message(frames[row], header, self._image)
+        return Row(row, stamp, joints, self._image, action)
 
     def _publish(self, row: Row, seconds: float) -> None:
-        """Stamp and publish; ``seconds`` since the episode's first row."""
+        """Stamp and publish; ``seconds`` since the episode's first row.
+
+        The joints go before the image, which is answered with them; the action is for the rows to come.
+        """
         if self._clock_topic is None:
-            stamp = self.get_clock().now().to_msg()
+            ns = self.get_clock().now().nanoseconds
         else:
-            stamp = to_stamp(round((self._sim_time + seconds) * 1e9))
-            self._clock_topic.publish(Clock(clock=stamp))
-        row.joints.header.stamp = row.action.header.stamp = row.image.header.stamp = stamp
+            ns = round((self._sim_time + seconds) * 1e9)
+            self._clock_topic.publish(Clock(clock=to_stamp(ns)))
+        row.stamp.sec, row.stamp.nanosec = divmod(ns, 1_000_000_000)
         self._states.publish(row.joints)
-        self._demo.publish(row.action)
         self._images.publish(row.image)
+        self._demo.publish(row.action)
         self.counts["rows_out"] += 1
 
     def _emit(self, event: str, **about: object) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import Float64MultiArray, Header, String
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
@@ -18,7 +18,7 @@ from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
 from sage_ros.core.safety import CommandGuard
-from sage_ros.core.timing import RateLimit, StampBuffer
+from sage_ros.core.timing import RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
 from sage_ros.paths import checkpoint_path
@@ -60,6 +60,7 @@ class SagePolicy(SageNode):
         self._task = ""
         self._chunk: tuple[int, ActionChunk] | None = None  # with the stamp of its frame
         self._limit = RateLimit(float("inf"))
+        self._latency = Stopwatch()  # from a frame's stamp to the publication of its action, by the node's clock
 
     def setup(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -86,7 +87,8 @@ class SagePolicy(SageNode):
     def _warm_up(self) -> None:
         tokens = np.zeros(self._shape, dtype=np.float32)
         for _ in range(5):
-            self._policy.infer(Observation(tokens, np.zeros(len(self._state_joints)), None, "warm up"))
+            chunk = self._policy.infer(Observation(tokens, np.zeros(len(self._state_joints)), None, "warm up"))
+        self._answer = trajectory_message(self._action_joints.names, chunk, Header())
         self._policy.reset()
 
     def changed(self) -> None:
@@ -154,7 +156,9 @@ class SagePolicy(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         self._chunk = (stamp, chunk)
-        self._actions.publish(trajectory_message(self._action_joints.names, chunk, message.header))
+        answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
+        self._actions.publish(answer)
+        self._latency.add((self.get_clock().now().nanoseconds - stamp) / SECOND)
         self.counts["actions_out"] += 1
 
     # Control
@@ -198,7 +202,12 @@ class SagePolicy(SageNode):
     def status(self) -> Status:
         mode = "control enabled" if self.config and self.config.control_enabled else "dry run"
         work = f"task '{self._task}'" if self._task else "no task"
-        return DiagnosticStatus.OK, f"{work}, {mode}, {self.counts['actions_out']} chunks", {}
+        line, figures = f"{work}, {mode}, {self.counts['actions_out']} chunks", dict[str, object]()
+        if self._latency.spans:
+            p50, p99 = (self._latency.milliseconds(quantile) for quantile in (0.5, 0.99))
+            line += f", {p50:.1f} ms from image to action"
+            figures = {"latency_ms_p50": f"{p50:.3f}", "latency_ms_p99": f"{p99:.3f}"}
+        return DiagnosticStatus.OK, line, figures
 
 
 def main(args: list[str] | None = None) -> int:

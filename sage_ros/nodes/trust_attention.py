@@ -34,16 +34,15 @@ class TrustAttentionNode(SageNode):
         super().__init__("trust_attention", **kwargs)
         self._latest: Attention | None = None
         self._last_stamp: int | None = None
+        self._messages: dict[str, Image] = {}  # by topic, to be filled anew
 
     def setup(self) -> None:
         checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint))
         self._grid = checkpoint.grid
         self._filter = TrustAttention(checkpoint.calibration, self.config)
         self.clear()
-        self._tokens = self.publish_on(Image, "attention/tokens", STREAM)
-        self._weights = self.publish_on(Image, "attention/weights", STREAM)
-        self._trust = self.publish_on(Image, "trust", STREAM)
-        self._surprise = self.publish_on(Image, "surprise", STREAM)
+        topics = ("attention/tokens", "attention/weights", "trust", "surprise")
+        self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
 
     def changed(self) -> None:
@@ -67,14 +66,17 @@ class TrustAttentionNode(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         self._last_stamp = stamp
-        self._tokens.publish(map_message(attention.tokens, message.header))
-        self._publish_map(self._surprise, attention.surprise, message.header)
-        self._publish_map(self._trust, attention.trust, message.header)
-        self._publish_map(self._weights, attention.weights, message.header)
+        self._publish("attention/tokens", attention.tokens, message.header)
+        self._publish("surprise", attention.surprise.reshape(self._grid), message.header)
+        self._publish("trust", attention.trust.reshape(self._grid), message.header)
+        self._publish("attention/weights", attention.weights.reshape(self._grid), message.header)
         self.counts["frames_out"] += 1
 
-    def _publish_map(self, publisher: object, values: np.ndarray, header: Header) -> None:
-        publisher.publish(map_message(values.reshape(self._grid), header))  # type: ignore[attr-defined]
+    def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:
+        publisher = self._outputs[topic]
+        if publisher.get_subscription_count():  # else the time is better spent by the policy
+            self._messages[topic] = map_message(values, header, self._messages.get(topic))
+            publisher.publish(self._messages[topic])
 
     def status(self) -> Status:
         if self._latest is None:

@@ -47,6 +47,7 @@ class VisionIrp(SageNode):
     def __init__(self, **kwargs: object) -> None:
         super().__init__("vision_irp", **kwargs)
         self._last: Refinement[np.ndarray] | None = None  # for diagnostics
+        self._message: Image | None = None
 
     def setup(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -89,7 +90,8 @@ class VisionIrp(SageNode):
         steps = self._allowed_steps if c.refine_steps < 0 else c.refine_steps
         with self.watch.span():
             self._last = self.encoder.refine(frame, Budget(steps, c.refine_seconds, c.refine_tolerance))
-        self._tokens.publish(map_message(self._last.state, message.header))
+        self._message = map_message(self._last.state, message.header, self._message)
+        self._tokens.publish(self._message)
         self.counts["frames_out"] += 1
 
     def status(self) -> Status:
