@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
 
 _lock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # held as long as the run: no other run takes the domain
 
@@ -26,3 +33,16 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"  # no files in /dev/shm after a kill
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="sage_ros_test_log_")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as ``colcon build`` installs it: the prefix."""
+    pytest.importorskip("colcon_core", reason="colcon is not installed")
+    folder = tmp_path_factory.mktemp("colcon")
+    base = [sys.executable, "-m", "colcon", "--log-base", str(folder / "log"), "build", "--base-paths", str(ROOT)]
+    places = ["--build-base", str(folder / "build"), "--install-base", str(folder / "install")]
+    environment = os.environ | {"AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix)}
+    built = subprocess.run([*base, *places], env=environment, cwd=folder, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder / "install" / "sage_ros"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -71,20 +70,13 @@ def test_every_parameter_in_the_file_exists_with_its_type():
             assert type(value) is type(known[name]), f"{node} {name} must be a {type(known[name]).__name__}"
 
 
-def test_colcon_builds_it_and_installs_executables_launch_and_config(tmp_path):
-    pytest.importorskip("colcon_core", reason="colcon is not installed")
-    base = [sys.executable, "-m", "colcon", "--log-base", str(tmp_path / "log"), "build", "--base-paths", str(ROOT)]
-    places = ["--build-base", str(tmp_path / "build"), "--install-base", str(tmp_path / "install")]
-    environment = os.environ | {"AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix)}
-    built = subprocess.run([*base, *places], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    prefix = tmp_path / "install" / "sage_ros"
+def test_colcon_installs_executables_launch_config_and_data(install, tmp_path):
     for name in [*NODES, "pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae"]:
-        assert os.access(prefix / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
-    assert (prefix / "share/ament_index/resource_index/packages/sage_ros").is_file()
-    assert (prefix / "share/sage_ros/launch/pick_place.launch.py").is_file()
-    assert (prefix / "share/sage_ros/config/pick_place.yaml").is_file()
-    assert list(prefix.rglob("data/checkpoints/pick_place/model.safetensors"))
-    assert list(prefix.rglob("data/episodes/pick_place/videos/**/*.mp4"))
-    run = subprocess.run([prefix / "lib/sage_ros/pick_place", "--help"], capture_output=True, text=True, cwd=tmp_path)
+        assert os.access(install / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
+    assert (install / "share/ament_index/resource_index/packages/sage_ros").is_file()
+    assert (install / "share/sage_ros/launch/pick_place.launch.py").is_file()
+    assert (install / "share/sage_ros/config/pick_place.yaml").is_file()
+    assert list(install.rglob("data/checkpoints/pick_place/model.safetensors"))
+    assert list(install.rglob("data/episodes/pick_place/videos/**/*.mp4"))
+    run = subprocess.run([install / "lib/sage_ros/pick_place", "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0 and "--source" in run.stdout, run.stderr
