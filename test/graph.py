@@ -68,9 +68,16 @@ class Probe:
 class Graph:
     """Nodes of this process, brought up in order; a context manager that takes everything down again."""
 
-    def __init__(self, nodes: Sequence[Callable[[], SageNode]], parameters: dict[str, Any] | None = None) -> None:
-        """``parameters`` by "node:name"."""
+    def __init__(
+        self,
+        nodes: Sequence[Callable[[], SageNode]],
+        parameters: dict[str, Any] | None = None,
+        remappings: Sequence[str] = (),
+    ) -> None:
+        """``parameters`` by "node:name"; ``remappings`` such as "last_command:=demo/action"."""
         args = ["--ros-args"]
+        for remapping in remappings:
+            args += ["-r", remapping]
         for key, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else value
             args += ["-p", f"{key}:={text}"]
