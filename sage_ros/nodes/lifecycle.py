@@ -158,7 +158,7 @@ class SageNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def shut_down(self) -> None:
-        """Stop work and leave the graph, from whatever state."""
+        """Stop work and leave the graph, from whatever state. Nothing may spin the node any more."""
         if self.active:
             self.trigger_deactivate()
         self._release()
@@ -286,8 +286,8 @@ def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> in
     spinner = Spinner(node)
     while spinner.alive and not stop.wait(0.2):
         pass
-    node.shut_down()
     spinner.stop()
+    node.shut_down()
     rclpy.try_shutdown()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launch passes Ctrl-C on twice: not into the interpreter's end
     if isinstance(spinner.error, SystemExit):

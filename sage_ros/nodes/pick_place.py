@@ -94,8 +94,8 @@ class Composed:
 
     def close(self) -> None:
         for spinner in reversed(self._spinners):
-            spinner.node.shut_down()
             spinner.stop()
+            spinner.node.shut_down()
 
 
 class Separate:
