@@ -46,3 +46,9 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = subprocess.run([*base, *places], env=environment, cwd=folder, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return folder / "install" / "sage_ros"
+
+
+@pytest.fixture(scope="session")
+def sourced(install: Path) -> list[str]:
+    """What goes before a command for it to find the installed package, as after ``. install/setup.bash``."""
+    return ["bash", "-c", f'. {install.parent}/local_setup.bash && exec "$@"', "bash"]

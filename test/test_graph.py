@@ -29,7 +29,6 @@ from sage_ros.paths import CHECKPOINT, EPISODES
 from sage_ros.policy.checkpoint import load_checkpoint
 
 PIPELINE = [MetabolicManager, SagePolicy, TrustAttentionNode, VisionIrp]
-REPLAY = {"replayer:episodes": "0", "replayer:rate": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def events(messages):
 
 
 def test_a_replayed_episode_goes_through_all_nodes_row_by_row(episode):
-    with Graph([*PIPELINE, Replayer], REPLAY) as graph:
+    with Graph([*PIPELINE, Replayer], {"replayer:episodes": "0"}) as graph:
         probe = graph.probe
         actions = probe.listen(JointTrajectory, "action")
         attended = probe.listen(Image, "attention/tokens", STREAM)

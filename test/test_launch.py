@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import rclpy
@@ -27,15 +26,14 @@ Launch = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def launch(install: Path) -> Iterator[Launch]:
+def launch(sourced: list[str]) -> Iterator[Launch]:
     """Start ``ros2 launch sage_ros pick_place.launch.py``; whatever is left of it ends with the test."""
     launched: list[subprocess.Popen[str]] = []
-    command = f'. {install.parent}/local_setup.bash && exec ros2 launch sage_ros pick_place.launch.py "$@"'
+    command = [*sourced, "ros2", "launch", "sage_ros", "pick_place.launch.py"]
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         launched.append(subprocess.Popen(
-            ["bash", "-c", command, "bash", *arguments],
-            start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, *arguments], start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ))  # fmt: skip
         return launched[-1]
 

@@ -70,7 +70,7 @@ def test_every_parameter_in_the_file_exists_with_its_type():
             assert type(value) is type(known[name]), f"{node} {name} must be a {type(known[name]).__name__}"
 
 
-def test_colcon_installs_executables_launch_config_and_data(install, tmp_path):
+def test_colcon_installs_executables_launch_config_and_data(install, sourced):
     for name in [*NODES, "pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae"]:
         assert os.access(install / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
     assert (install / "share/ament_index/resource_index/packages/sage_ros").is_file()
@@ -78,5 +78,5 @@ def test_colcon_installs_executables_launch_config_and_data(install, tmp_path):
     assert (install / "share/sage_ros/config/pick_place.yaml").is_file()
     assert list(install.rglob("data/checkpoints/pick_place/model.safetensors"))
     assert list(install.rglob("data/episodes/pick_place/videos/**/*.mp4"))
-    run = subprocess.run([install / "lib/sage_ros/pick_place", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run([*sourced, install / "lib/sage_ros/pick_place", "--help"], capture_output=True, text=True)
     assert run.returncode == 0 and "--source" in run.stdout, run.stderr
