@@ -33,7 +33,7 @@ from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions
 DEEP = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
 IMAGES = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
 THUMBNAIL = 256  # pixels of the longer side at most
-QUIET, LONGEST = 0.4, 2.0  # s to wait for the last messages once the replay has ended
+QUIET, LONGEST = 0.4, 2.0  # s to wait for the last messages once the replay has ended; for the first publisher
 
 
 class Monitor(Node):
@@ -47,7 +47,6 @@ class Monitor(Node):
         self.session = Session(time.time_ns(), steps)
         self.line = ""
         hear = self.create_subscription
-        hear(Image, "image_raw", self._guard(self._on_image), IMAGES)
         hear(JointState, "joint_states", self._guard(self._on_joints), DEEP)
         hear(JointState, "demo/action", self._guard(self._on_demonstration), DEEP)
         hear(JointTrajectory, "action", self._guard(self._on_action), DEEP)
@@ -57,7 +56,16 @@ class Monitor(Node):
         hear(DiagnosticArray, "metabolic_state", self._guard(self._on_metabolism), LATCHED)
         hear(DiagnosticArray, "/diagnostics", self._guard(self._on_diagnostics), DEEP)
         hear(String, "replayer/events", self._guard(self._on_event), EVENTS)
-        self.create_timer(refresh, self._summarise, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(refresh, self._summarise, clock=steady)
+        self._opening = self.create_timer(0.02, self._open_eyes, clock=steady)
+
+    def _open_eyes(self) -> None:
+        """Listen to the images too, by which a replayer knows that it may begin: not before the actions are heard."""
+        waited = (time.time_ns() - self.session.started) / SECOND
+        if self.count_publishers("action") or waited > LONGEST:
+            self._opening.cancel()
+            self.create_subscription(Image, "image_raw", self._guard(self._on_image), IMAGES)
 
     def _guard(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """A message that cannot be read is counted, and does not end the watch."""
