@@ -44,6 +44,7 @@ class ReplayerConfig:
     lead: float = option(0.3, "time between announcing an episode's task and its first row (s)", low=0.0, high=60.0)
     listeners: int = option(1, "subscribers of image_raw to wait for before the first row", low=0, high=100)
     wait: float = option(10.0, "longest wait for them (s)", low=0.0, high=3600.0)
+    settle: float = option(1.0, "rest before the first row, until they have found us too (s)", low=0.0, high=60.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -182,7 +183,9 @@ class Replayer(SageNode):
                     self.get_logger().warning(f"only {found} listen to image_raw: playing all the same")
                     break
                 self._wake.wait(0.05)
-            return not self._quit
+        # Discovery has two sides: a listener that we have found may take up to a second or two to find us.
+        self._wait(self.config.settle)
+        return not self._quit
 
     def _play(self, episode: Episode) -> None:
         frames = episode.frames(self._camera)
