@@ -1,4 +1,5 @@
 # make demo     sets everything up, replays demonstrations through all nodes, prints a table, writes report/
+#                DATASET=folder also distils a student on that data set (kept in report/) and replays its episode 0
 # make test     sets everything up, checks style and types, runs the tests
 # make bench    lists the benchmarks and their recorded figures; NAME=latency runs one
 SHELL := /bin/bash
@@ -9,12 +10,13 @@ BIN := $(VENV)/bin
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 # Two cores: one thread per network is faster than several that fight.
 export OMP_NUM_THREADS ?= 1
-EPISODES ?= all
+EPISODES ?= 2,3,0
 REPORT ?= report
+STUDENT ?= $(REPORT)/student-$(notdir $(patsubst %/,%,$(DATASET)))
 
-.PHONY: help setup demo test lint bench data clean
+.PHONY: help setup demo test lint bench clean
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n '/^SHELL/q; s/^# //p' Makefile
 
 setup:
 	@scripts/setup.sh
@@ -22,8 +24,8 @@ setup:
 demo: setup
 	$(BIN)/python -m sage_ros.nodes.pick_place --episodes $(EPISODES) --report $(REPORT)
 ifdef DATASET
-	test -f $(REPORT)/student/config.json || $(BIN)/python -m sage_ros.training.distil --dataset $(DATASET) --out $(REPORT)/student
-	$(BIN)/python -m sage_ros.nodes.pick_place --dataset $(DATASET) --checkpoint $(REPORT)/student --episodes 0 --report $(REPORT)/dataset
+	test -f $(STUDENT)/config.json || $(BIN)/python -m sage_ros.training.distil --dataset $(DATASET) --out $(STUDENT)
+	$(BIN)/python -m sage_ros.nodes.pick_place --dataset $(DATASET) --checkpoint $(STUDENT) --episodes 0 --report $(REPORT)/dataset
 endif
 
 lint: setup

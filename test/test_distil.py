@@ -276,3 +276,14 @@ def test_evaluate_refuses_another_robots_episodes(
     assert "are yaw, lift, but" in capsys.readouterr().err
     assert evaluate.main(["--checkpoint", str(tmp_path / "student"), "--dataset", str(dataset), "--groups", "leg"]) == 1
     assert "no joint group leg" in capsys.readouterr().err
+
+
+def test_a_student_that_a_trivial_baseline_beats_is_said_not_to_be_worth_running() -> None:
+    errors = {
+        "all, whole": {"student": [0.2, 0.4], "last action": [0.1, 0.2], "hold state": [1.0, 1.0],
+                       "student, tokens blanked": [0.1, 0.1]},
+        "all, 150 steps": {"student": [0.1], "last action": [0.2], "hold state": [1.0]},
+        "arm, whole": {"student": [0.3], "last action": [0.1], "hold state": [1.0]},
+    }  # fmt: skip
+    (warning,) = command.not_beaten(errors)
+    assert "'all, whole' last action err" in warning and "hold state" not in warning

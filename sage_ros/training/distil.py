@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,22 @@ def run(args: argparse.Namespace) -> int:
     save_checkpoint(out, best.student, manifest, best.normalization, calibration, metrics, card, files, args.overwrite)
     print(f"\nError on the {metrics['measured_on'].replace('_', '-')} episodes (GR00T's metric, mean of episodes)")
     print(format_table({key: row for key, row in metrics["errors"].items() if key.startswith("all")}))
+    for warning in not_beaten(metrics["errors"]):
+        print(warning)
     print(f"\ncheckpoint: {out}")
     return 0
+
+
+def not_beaten(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """A sentence per measurement of all joints in which a trivial baseline errs no more than the student."""
+    found = []
+    for key, row in errors.items():
+        mean = {name: float(np.mean(values)) for name, values in row.items()}
+        better = [name for name in mean if not name.startswith(STUDENT) and mean[name] <= mean[STUDENT]]
+        if key.startswith("all") and better:
+            found.append(f"warning: on '{key}' {', '.join(better)} err no more than the student, which is not worth "
+                         "running yet: more episodes help most")  # fmt: skip
+    return found
 
 
 def pick_device(name: str) -> str:
