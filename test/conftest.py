@@ -7,9 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import rclpy
+from graph import Probe
+from rclpy.signals import SignalHandlerOptions
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +56,13 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sourced(install: Path) -> list[str]:
     """What goes before a command for it to find the installed package, as after ``. install/setup.bash``."""
     return ["bash", "-c", f'. {install.parent}/local_setup.bash && exec "$@"', "bash"]
+
+
+@pytest.fixture
+def probe() -> Iterator[Probe]:
+    """An observer of nodes that run in other processes."""
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    probe = Probe()
+    yield probe
+    probe.close()
+    rclpy.try_shutdown()

@@ -9,10 +9,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-import rclpy
 from graph import Probe, stamps
 from lifecycle_msgs.msg import State
-from rclpy.signals import SignalHandlerOptions
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.nodes.bringup import Bringup
@@ -43,15 +41,6 @@ def launch(sourced: list[str]) -> Iterator[Launch]:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-@pytest.fixture
-def probe() -> Iterator[Probe]:
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    probe = Probe()
-    yield probe
-    probe.close()
-    rclpy.try_shutdown()
 
 
 def test_the_arguments_are_explained(launch: Launch) -> None:

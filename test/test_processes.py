@@ -9,10 +9,8 @@ import subprocess
 import sys
 
 import pytest
-import rclpy
-from graph import Probe, stamps
+from graph import stamps
 from lifecycle_msgs.msg import State
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
@@ -20,15 +18,6 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.nodes.bringup import Bringup
 from sage_ros.nodes.lifecycle import EVENTS, STREAM
 from sage_ros.nodes.pick_place import NODES
-
-
-@pytest.fixture
-def probe():
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    probe = Probe()
-    yield probe
-    probe.close()
-    rclpy.try_shutdown()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class Session:
     # The stream
 
     def frame(self, stamp: int, received: int) -> bool:
-        """A frame came; returns whether :meth:`picture` should be called with it."""
+        """A frame came; returns whether the album wants its picture."""
         self._now = received
         if stamp < self._last_stamp - SECOND:
             self._jumped_back()
