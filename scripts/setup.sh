@@ -29,9 +29,10 @@ fi
 [ "$sourced" = yes ] || case $DISTRO in kilted | jazzy) ;; *) fail "DISTRO is '$DISTRO': it must be kilted or jazzy" ;; esac
 
 # What the simulated world draws with. Everything else runs without.
-have_gl() { ldconfig -p 2>/dev/null | grep -qE 'libEGL\.so\.1|libOSMesa\.so'; }
+have_lib() { PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null | grep -E "$1" >/dev/null; }
+have_gl() { have_lib 'libOSMesa\.so' || { have_lib 'libEGL\.so\.1' && have_lib 'libOpenGL\.so\.0|libGL\.so\.1'; }; }
 if ! have_gl; then
-    install="apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
+    install="apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
     run=""
     if [ "$(id -u)" = 0 ]; then run="env DEBIAN_FRONTEND=noninteractive"
     elif sudo -n true 2>/dev/null; then run="sudo -n env DEBIAN_FRONTEND=noninteractive"; fi
