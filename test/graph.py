@@ -100,8 +100,7 @@ class Graph:
     def __exit__(self, *_: object) -> None:
         self.probe.close()
         for spinner in reversed(self.spinners):
-            spinner.stop()
-            spinner.node.shut_down()
+            spinner.close()
         rclpy.try_shutdown()
         errors = [spinner.error for spinner in self.spinners if spinner.error is not None]
         # rclpy's lifecycle state machine keeps its node in the graph until it is collected, where it would answer for

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from episode_sets import DEMO, needs_demo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from sage_ros.policy.student import chunks
 from sage_ros.training.baselines import Blanked, HoldState, LastAction, MeanAction, NearestNeighbours, fit_baselines
 from sage_ros.training.openloop import Demonstration, compare, format_table, open_loop_error, predict
 
-DEMO = Path(__file__).parents[2] / "shared/demo_data/robot_sim.PickNPlace"
 JOINTS = JointLayout(("a", "b", "c"), {"arm": (0, 2), "hand": (2, 3)})
 
 
@@ -149,9 +147,8 @@ def test_table_gives_means_and_ratios() -> None:
     assert f"{np.mean(table['mean action']):.6f}" in text
 
 
+@needs_demo
 def test_hold_state_on_the_real_episodes_has_the_published_error() -> None:
-    if not DEMO.is_dir():
-        pytest.skip(f"the GR1 demonstrations are not at {DEMO}")
     from sage_ros.episodes.dataset import EpisodeDataset
     from sage_ros.training.tokens import demonstration as demonstration_of
 

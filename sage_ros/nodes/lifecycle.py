@@ -158,7 +158,7 @@ class SageNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def shut_down(self) -> None:
-        """Stop work and leave the graph, from whatever state. Nothing may spin the node any more."""
+        """Stop work and leave the graph, from whatever state; :meth:`Spinner.close` calls it."""
         if self.active:
             self.trigger_deactivate()
         self._release()
@@ -263,6 +263,11 @@ class Spinner:
         self._executor.remove_node(self.node)
         self._executor.shutdown()
 
+    def close(self) -> None:
+        """Stop, then shut the :class:`SageNode` down: to destroy it while it is spun would raise in its thread."""
+        self.stop()
+        self.node.shut_down()
+
 
 class StopRequest(threading.Event):
     """Set by SIGINT and SIGTERM. Our own handlers, so that the context is still valid for a last message."""
@@ -286,8 +291,7 @@ def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> in
     spinner = Spinner(node)
     while spinner.alive and not stop.wait(0.2):
         pass
-    spinner.stop()
-    node.shut_down()
+    spinner.close()
     rclpy.try_shutdown()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launch passes Ctrl-C on twice: not into the interpreter's end
     if isinstance(spinner.error, SystemExit):

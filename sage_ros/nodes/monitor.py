@@ -33,7 +33,8 @@ from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions
 DEEP = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
 IMAGES = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
 THUMBNAIL = 256  # pixels of the longer side at most
-QUIET, LONGEST = 0.4, 2.0  # s to wait for the last messages once the replay has ended; for the first publisher
+QUIET, LONGEST = 0.4, 2.0  # s to wait for the last messages once the replay has ended
+POLICY = 2.0  # s to wait for somebody who publishes actions
 
 
 class Monitor(Node):
@@ -63,7 +64,7 @@ class Monitor(Node):
     def _open_eyes(self) -> None:
         """Listen to the images too, by which a replayer knows that it may begin: not before the actions are heard."""
         waited = (time.time_ns() - self.session.started) / SECOND
-        if self.count_publishers("action") or waited > LONGEST:
+        if self.count_publishers("action") or waited > POLICY:
             self._opening.cancel()
             self.create_subscription(Image, "image_raw", self._guard(self._on_image), IMAGES)
 

@@ -94,8 +94,7 @@ class Composed:
 
     def close(self) -> None:
         for spinner in reversed(self._spinners):
-            spinner.stop()
-            spinner.node.shut_down()
+            spinner.close()
 
 
 class Separate:
