@@ -17,8 +17,10 @@ from sage_ros.core.irp import Budget, Refinement
 from sage_ros.core.joints import JointLayout
 from sage_ros.core.trust import Calibration
 from sage_ros.policy.checkpoint import load_checkpoint, save_checkpoint
+from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import INSIDE, CheckpointError, EncoderReference, Manifest, file_sha256
-from sage_ros.policy.student import Normalization, Student, StudentConfig, StudentPolicy
+from sage_ros.policy.normalization import Normalization
+from sage_ros.policy.student import Student, StudentPolicy
 from sage_ros.vision import encoder as encoders
 
 STATE = JointLayout(("pan", "lift", "grip"), {"arm": (0, 2), "gripper": (2, 3)})
@@ -84,7 +86,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (loaded.rate, loaded.horizon, loaded.grid, loaded.features) == (20.0, 16, (2, 2), 3)
     assert (loaded.encoder_name, loaded.encoder_source, loaded.cameras) == ("fake", "somewhere/else", ("front",))
     assert loaded.metrics == {"error": 0.5}
-    assert np.array_equal(loaded.action_limits[:, 0], policy.normalization.action_low)
+    assert np.array_equal(loaded.normalization.action_range[:, 0], policy.normalization.action_low)
     assert loaded.calibration.limit == pytest.approx(parts(loaded.manifest.encoder)[3].limit)
     assert (folder / "README.md").read_text() == "# card\n"
 

@@ -17,7 +17,8 @@ from sage_ros.core.irp import Budget, Refinement
 from sage_ros.core.joints import JointLayout
 from sage_ros.episodes import EpisodeDataset, EpisodeWriter
 from sage_ros.policy.checkpoint import load_checkpoint
-from sage_ros.policy.student import StudentConfig, StudentPolicy
+from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.student import StudentPolicy
 from sage_ros.training import distil as command
 from sage_ros.training import evaluate
 from sage_ros.training.cloning import CloningConfig, clone

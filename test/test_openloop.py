@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.joints import JointLayout
-from sage_ros.policy.student import chunks
+from sage_ros.policy.normalization import chunks
 from sage_ros.training.baselines import Blanked, HoldState, LastAction, MeanAction, NearestNeighbours, fit_baselines
 from sage_ros.training.openloop import Demonstration, compare, format_table, open_loop_error, predict
 

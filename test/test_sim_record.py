@@ -121,3 +121,12 @@ def test_help_teaches_without_starting_the_simulator(capsys: pytest.CaptureFixtu
         record.main(["--help"])
     assert left.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_the_data_set_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    for name, jobs in (("one", 1), ("two", 2)):
+        record.record(tmp_path / name / "set", episodes=2, image_size=32, jobs=jobs, progress=False)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert files
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_ros.core.chunks import Observation
-from sage_ros.policy.student import Normalization, Student, StudentConfig, StudentPolicy, normalise, task_features
+from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.normalization import Normalization, normalise
+from sage_ros.policy.student import Student, StudentPolicy, task_features
 
 CONFIG = StudentConfig(grid=(2, 3), features=5, state_dim=4, action_dim=3, width=32, queries=3)
 

@@ -3,7 +3,7 @@
 =========================== ===================================================================================
 ``model.safetensors``       the weights, float32
 ``config.json``             :class:`~sage_ros.policy.manifest.Manifest`, with the sha256 of every other data file
-``normalization.json``      :class:`~sage_ros.policy.student.Normalization`, joint values by joint name
+``normalization.json``      :class:`~sage_ros.policy.normalization.Normalization`, joint values by joint name
 ``calibration.safetensors`` :class:`~sage_ros.core.trust.Calibration` of the encoder's tokens
 ``metrics.json``            what was measured, on which episodes
 ``encoder/``                the encoder's own files; absent for one that is named by hub name or folder
@@ -29,17 +29,20 @@ from safetensors import SafetensorError, safe_open
 
 from sage_ros.core.joints import JointLayout
 from sage_ros.core.trust import Calibration
+from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import (
     FORMAT,
     INSIDE,
     RETRAIN,
     CheckpointError,
     Manifest,
+    check_file,
     file_sha256,
     read_json,
     write_json,
 )
-from sage_ros.policy.student import Normalization, Student, StudentConfig, StudentPolicy
+from sage_ros.policy.normalization import NORMALIZATION, Normalization, by_joint, read_normalization
+from sage_ros.policy.student import Student, StudentPolicy
 
 if TYPE_CHECKING:
     from sage_ros.vision.encoder import Encoder
@@ -92,11 +95,6 @@ class Checkpoint:
     @property
     def features(self) -> int:
         return self.config.features
-
-    @property
-    def action_limits(self) -> np.ndarray:
-        """Least and greatest training action of every joint, (A, 2)."""
-        return np.stack((self.normalization.action_low, self.normalization.action_high), axis=1)
 
     @property
     def encoder_name(self) -> str:
@@ -160,7 +158,7 @@ def save_checkpoint(
     safetensors.numpy.save_file(weights, part / "model.safetensors")
     arrays = {name: np.ascontiguousarray(array) for name, array in calibration.arrays().items()}
     safetensors.numpy.save_file(arrays, part / "calibration.safetensors")
-    write_json(part / "normalization.json", _by_joint(normalization, manifest))
+    write_json(part / NORMALIZATION, by_joint(normalization, manifest))
     write_json(part / "metrics.json", metrics)
     if encoder_files is not None:
         (part / INSIDE).mkdir()
@@ -205,10 +203,10 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
             )
     manifest = Manifest.read(folder / "config.json")
     for name, digest in manifest.files.items():
-        _check_file(folder / name, digest)
+        check_file(folder / name, digest)
     student = Student(manifest.student)
     student.load_state_dict(_weights(folder / "model.safetensors", student.state_dict()))
-    normalization = _normalization(folder / "normalization.json", manifest)
+    normalization = read_normalization(folder / NORMALIZATION, manifest)
     return Checkpoint(
         folder=folder,
         manifest=manifest,
@@ -217,20 +215,6 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
         calibration=_calibration(folder / "calibration.safetensors", manifest.student),
         metrics=read_json(folder / "metrics.json"),
     )
-
-
-def _check_file(path: Path, digest: str) -> None:
-    """Raises CheckpointError unless the file is there and has the sha256."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing: {RETRAIN}")
-    with path.open("rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            raise CheckpointError(f"{path}: is a Git LFS pointer, not the data: run `git lfs pull` where it was cloned")
-    found = file_sha256(path)
-    if found != digest:
-        raise CheckpointError(
-            f"{path}: sha256 is {found[:12]}…, but config.json says {digest[:12]}…: damaged or changed; {RETRAIN}"
-        )
 
 
 def _weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -269,41 +253,3 @@ def _calibration(path: Path, student: StudentConfig) -> Calibration:
             f"{(student.tokens, student.features)}: {RETRAIN}"
         )
     return calibration
-
-
-def _joints_of(key: str, manifest: Manifest) -> tuple[str, ...] | None:
-    """Names of the joints that a normalization entry is for; None: for token features."""
-    kind = key.split("_")[0]
-    return None if kind == "tokens" else (manifest.state_joints if kind == "state" else manifest.action_joints).names
-
-
-def _by_joint(norm: Normalization, manifest: Manifest) -> dict[str, Any]:
-    values: dict[str, Any] = norm.to_dict()
-    for key, row in values.items():
-        if (names := _joints_of(key, manifest)) is not None:
-            values[key] = dict(zip(names, row, strict=True))
-    return values
-
-
-def _normalization(path: Path, manifest: Manifest) -> Normalization:
-    values = read_json(path)
-    for key, entry in values.items():
-        names = _joints_of(key, manifest)
-        if names is None:
-            continue
-        if not isinstance(entry, dict) or tuple(entry) != names:
-            found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)[:80]
-            raise CheckpointError(
-                f"{path}: '{key}' is for the joints {found}, but config.json names {', '.join(names)}: {RETRAIN}"
-            )
-        values[key] = list(entry.values())
-    try:
-        norm = Normalization.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
-    if not len(norm.tokens_mean) == len(norm.tokens_std) == manifest.student.features:
-        raise CheckpointError(
-            f"{path}: is for {len(norm.tokens_mean)} token features, config.json says {manifest.student.features}: "
-            f"{RETRAIN}"
-        )
-    return norm

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sage_ros.core.joints import JointError, JointLayout
-from sage_ros.policy.student import StudentConfig
+from sage_ros.policy.config import StudentConfig
 
 FORMAT = "sage_ros.student/1"
 INSIDE = "encoder"  # source and folder of an encoder that travels with the checkpoint
@@ -161,3 +161,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Raises CheckpointError unless the file is there and has the sha256."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing: {RETRAIN}")
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not the data: run `git lfs pull` where it was cloned")
+    found = file_sha256(path)
+    if found != digest:
+        raise CheckpointError(
+            f"{path}: sha256 is {found[:12]}…, but config.json says {digest[:12]}…: damaged or changed; {RETRAIN}"
+        )

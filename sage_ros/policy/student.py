@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -18,110 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_ros.core.chunks import ActionChunk, Observation
-
-CLIP = 10.0  # in standard deviations: how far from the training data an input may be before it is cut off
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Sizes of the network. ``ahead`` are rows beyond the chunk that it learns to foresee, in training only."""
-
-    grid: tuple[int, int]
-    features: int
-    state_dim: int
-    action_dim: int
-    horizon: int = 16
-    width: int = 64
-    heads: int = 4
-    layers: int = 2
-    queries: int = 8
-    trunk: int = 256
-    words: int = 64
-    ahead: tuple[int, ...] = (24, 32, 48, 64)
-
-    def __post_init__(self) -> None:
-        sizes = (*self.grid, self.features, self.state_dim, self.action_dim, self.horizon, self.width, self.heads)
-        if min(*sizes, self.layers, self.queries, self.trunk, self.words) < 1 or len(self.grid) != 2:
-            raise ValueError(f"every size of a student must be at least 1, and the grid (rows, columns): {self}")
-        if self.width % (4 * self.heads):
-            raise ValueError(f"width must be a multiple of 4 x heads, but is {self.width} with {self.heads} heads")
-        if any(row < self.horizon for row in self.ahead):
-            raise ValueError(f"ahead must lie beyond the horizon {self.horizon}, but is {self.ahead}")
-
-    @property
-    def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Means and standard deviations of the training rows, float64; a constant dimension has deviation 1.
-
-    ``first_command`` (A,) stands for the last command while there is none: the mean of the episodes' first actions.
-    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions.
-    """
-
-    tokens_mean: np.ndarray  # (F,)
-    tokens_std: np.ndarray  # (F,)
-    state_mean: np.ndarray  # (S,)
-    state_std: np.ndarray  # (S,)
-    command_mean: np.ndarray  # (A,)
-    command_std: np.ndarray  # (A,)
-    offset_std: np.ndarray  # (A,) of the chunk's rows relative to the last command
-    first_command: np.ndarray  # (A,)
-    action_low: np.ndarray  # (A,)
-    action_high: np.ndarray  # (A,)
-
-    @classmethod
-    def fit(
-        cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int
-    ) -> Normalization:
-        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F)."""
-        state, action = np.concatenate(list(states)), np.concatenate(list(actions))
-        offsets = [chunks(a, horizon)[1:] - a[:-1, None] for a in actions if len(a) > 1]
-        count = sum(t.shape[0] * t.shape[1] for t in tokens)
-        mean = sum(t.sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
-        square = sum(((t - mean) ** 2).sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
-        offset = np.sqrt(np.mean(np.concatenate(offsets) ** 2, axis=(0, 1))) if offsets else np.zeros(action.shape[1])
-        return cls(
-            tokens_mean=np.asarray(mean),
-            tokens_std=_spread(np.sqrt(square)),
-            state_mean=state.mean(axis=0),
-            state_std=_spread(state.std(axis=0)),
-            command_mean=action.mean(axis=0),
-            command_std=_spread(action.std(axis=0)),
-            offset_std=_spread(offset),
-            first_command=np.mean([a[0] for a in actions], axis=0),
-            action_low=action.min(axis=0),
-            action_high=action.max(axis=0),
-        )
-
-    def to_dict(self) -> dict[str, list[float]]:
-        return {key: [float(x) for x in value] for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Normalization:
-        """Inverse of :meth:`to_dict`. Raises ValueError on missing, unknown, non-finite or non-positive entries."""
-        names = [f.name for f in fields(cls)]
-        if set(values) != set(names):
-            odd = sorted(set(values) ^ set(names))
-            raise ValueError(f"entries must be exactly {', '.join(names)}; missing or unknown: {', '.join(odd)}")
-        arrays = {name: np.asarray(values[name], dtype=np.float64) for name in names}
-        for name, array in arrays.items():
-            if array.ndim != 1 or not np.isfinite(array).all():
-                raise ValueError(f"'{name}' must be a list of finite numbers")
-            if name.endswith("_std") and not (array > 0).all():
-                raise ValueError(f"'{name}' must be positive")
-        return cls(**arrays)
-
-
-def _spread(deviation: np.ndarray) -> np.ndarray:
-    return np.where(deviation > 1e-6, deviation, 1.0)
-
-
-def chunks(action: np.ndarray, horizon: int) -> np.ndarray:
-    """The next ``horizon`` actions of every row, (T, A) -> (T, horizon, A); the last action repeats at the end."""
-    return action[np.minimum(np.arange(len(action))[:, None] + np.arange(horizon), len(action) - 1)]
+from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.normalization import Normalization, normalise
 
 
 def task_features(task: str, words: int = 64) -> np.ndarray:
@@ -249,21 +145,3 @@ class StudentPolicy:
         with torch.inference_mode():
             offsets = self.student(*(torch.from_numpy(x).to(self._device) for x in inputs))[0, : self.horizon]
         return ActionChunk(command + norm.offset_std * offsets.cpu().numpy().astype(np.float64), self.rate)
-
-
-def normalise(
-    norm: Normalization, tokens: np.ndarray, state: np.ndarray, command: np.ndarray, fresh: np.ndarray, task: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """The student's five inputs, float32, from raw ones (leading dimensions as they are)."""
-
-    def scale(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-        y = (x.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
-        return np.clip(y, -CLIP, CLIP, out=y)
-
-    return (
-        scale(tokens, norm.tokens_mean, norm.tokens_std),
-        scale(state, norm.state_mean, norm.state_std),
-        scale(command, norm.command_mean, norm.command_std),
-        fresh.astype(np.float32),
-        task.astype(np.float32),
-    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sage_ros.episodes import DatasetError, EpisodeWriter
-from sage_ros.sim.expert import NOISE, demonstrate
+from sage_ros.sim.expert import NOISE, Demonstration, demonstrate
 from sage_ros.sim.world import TASK, PickPlaceWorld
 
 CRF = 28
@@ -66,13 +70,15 @@ def record(
     region_scale: float = 1.0,
     noise: float = NOISE,
     crf: int = CRF,
+    jobs: int = 1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Recording:
     """Write ``episodes`` successful demonstrations to the folder ``out``, with a README that says how to remake them.
 
     ``seed`` is the first world seed, counted up by one per attempt; ``noise`` the disturbance in rad (see
-    :func:`sage_ros.sim.expert.demonstrate`); ``crf`` the film's quality (lower is better and larger).
+    :func:`sage_ros.sim.expert.demonstrate`); ``crf`` the film's quality (lower is better and larger). ``jobs``
+    processes share the work; the data set does not depend on their number.
     Raises DatasetError on a folder in use, ValueError on bad numbers, ImportError or RenderError where MuJoCo or
     OpenGL is missing, RuntimeError if more than half of the attempts fail.
     """
@@ -82,6 +88,8 @@ def record(
         raise ValueError(f"seed is {seed}; it must be 0 or more")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf is {crf}; x264 takes 0 (lossless) to 51")
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; there must be at least 1 process")
     start = time.perf_counter()
     rows, attempts = 0, 0
     failures: dict[int, str] = {}
@@ -96,20 +104,21 @@ def record(
             overwrite=overwrite,
             crf=crf,
         )
-        with writer, tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-            while attempts - len(failures) < episodes:
-                demonstration = demonstrate(world, seed + attempts, noise)
-                attempts += 1
-                if demonstration.failure is not None:
-                    failures[seed + attempts - 1] = demonstration.failure
-                    if len(failures) > 5 and 2 * len(failures) > attempts:
-                        raise RuntimeError(f"the expert failed in {len(failures)} of {attempts} attempts: {failures}")
-                    continue
-                assert demonstration.frames is not None
-                writer.add(demonstration.state, demonstration.action, TASK, {"front": demonstration.frames})
-                rows += len(demonstration.state)
-                bar.update()
-                bar.set_postfix(rows=rows, failed=len(failures))
+    with writer, tqdm(total=episodes, unit="episode", disable=not progress) as bar:
+        for demonstration in _demonstrations(seed, noise, image_size, region_scale, jobs):
+            attempts += 1
+            if demonstration.failure is not None:
+                failures[seed + attempts - 1] = demonstration.failure
+                if len(failures) > 5 and 2 * len(failures) > attempts:
+                    raise RuntimeError(f"the expert failed in {len(failures)} of {attempts} attempts: {failures}")
+                continue
+            assert demonstration.frames is not None
+            writer.add(demonstration.state, demonstration.action, TASK, {"front": demonstration.frames})
+            rows += len(demonstration.state)
+            bar.update()
+            bar.set_postfix(rows=rows, failed=len(failures))
+            if attempts - len(failures) == episodes:
+                break
     options = {"episodes": episodes, "seed": seed, "image-size": image_size, "region-scale": region_scale}
     options |= {"noise": noise, "crf": crf}
     command = " ".join(f"--{name} {value}" for name, value in options.items())
@@ -126,6 +135,35 @@ def record(
     (writer.path / "README.md").write_text(card, "utf-8")
     size = sum(file.stat().st_size for file in writer.path.rglob("*") if file.is_file())
     return Recording(writer.path, episodes, attempts, rows, size, time.perf_counter() - start, failures)
+
+
+def _demonstrations(
+    seed: int, noise: float, image_size: int, region_scale: float, jobs: int
+) -> Iterator[Demonstration]:
+    """Demonstrations from ``seed`` on, in order, without end."""
+    if jobs == 1:
+        with PickPlaceWorld(image_size, region_scale) as world:
+            for number in itertools.count(seed):
+                yield demonstrate(world, number, noise)
+    spawn = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL
+    with spawn.Pool(jobs, _start_worker, (image_size, region_scale)) as pool:
+        ahead = deque(pool.apply_async(_work, (seed + i, noise)) for i in range(2 * jobs))
+        for number in itertools.count(seed + 2 * jobs):
+            yield ahead.popleft().get()
+            ahead.append(pool.apply_async(_work, (number, noise)))
+
+
+_world: PickPlaceWorld | None = None  # one per worker process
+
+
+def _start_worker(image_size: int, region_scale: float) -> None:
+    global _world
+    _world = PickPlaceWorld(image_size, region_scale)
+
+
+def _work(seed: int, noise: float) -> Demonstration:
+    assert _world is not None
+    return demonstrate(_world, seed, noise)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,6 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     help = "standard deviation of the disturbance of executed commands; 0 for none (default %(default)s)"
     add("--noise", type=float, default=NOISE, metavar="RAD", help=help)
     add("--crf", type=int, default=CRF, help="x264's quality, lower is better and larger (default %(default)s)")
+    help = "processes that share the work; the data set does not depend on it (default %(default)s)"
+    add("--jobs", type=int, default=1, metavar="N", help=help)
     add("--overwrite", action="store_true", help="replace the data set that lies in the folder")
     return parser
 

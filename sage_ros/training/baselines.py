@@ -9,7 +9,7 @@ import numpy as np
 
 from sage_ros.core.chunks import ActionChunk, ChunkPolicy, Observation
 from sage_ros.core.joints import JointLayout
-from sage_ros.policy.student import chunks
+from sage_ros.policy.normalization import chunks
 from sage_ros.training.openloop import Demonstration
 
 

@@ -14,15 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sage_ros.core.options import check, option
-from sage_ros.policy.student import (
-    Normalization,
-    Student,
-    StudentConfig,
-    StudentPolicy,
-    chunks,
-    normalise,
-    task_features,
-)
+from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.normalization import Normalization, chunks, normalise
+from sage_ros.policy.student import Student, StudentPolicy, task_features
 from sage_ros.training.openloop import Demonstration, open_loop_error
 
 

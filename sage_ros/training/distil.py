@@ -22,17 +22,22 @@ from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.episodes.errors import DatasetError
 from sage_ros.paths import ENCODER, dataset_path
 from sage_ros.policy.checkpoint import check_free, save_checkpoint
+from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import INSIDE, CheckpointError, EncoderReference, Manifest
-from sage_ros.policy.student import StudentConfig, StudentPolicy
+from sage_ros.policy.student import StudentPolicy
+from sage_ros.sim.world import RATE, PickPlaceWorld
 from sage_ros.training.baselines import Blanked, fit_baselines
 from sage_ros.training.cloning import Cloned, CloningConfig, clone
 from sage_ros.training.openloop import STEPS, Demonstration, compare, format_table
+from sage_ros.training.simulated import FIRST_SEED, simulate
 from sage_ros.training.tokens import load_demonstrations
 from sage_ros.vision.encoder import EncoderError, load_encoder
 
 MAX_ENCODER = 32 * 2**20  # bytes: a larger encoder is named, not copied
+CALIBRATED = 200  # episodes: more would not change the quantiles, but fill the memory
 WHOLE = "whole"
 STUDENT = "student"
+SIZES = {"width": "width of the network", "layers": "layers", "queries": "learned queries", "trunk": "the trunk's"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def distil(
 
 def model_card(metrics: dict[str, Any], manifest: Manifest, tasks: Sequence[str]) -> str:
     """README.md of a checkpoint: what it is for, what it learned from, how it measures up, where it ends."""
-    split, data = metrics["split"], metrics["dataset"]
+    split, data, extra = metrics["split"], metrics["dataset"], metrics["simulated"]
     errors = {key: row for key, row in metrics["errors"].items() if key.startswith("all")}
     spread = [run["errors"][f"all, {WHOLE}"] for run in metrics["seeds"]]
     kept = metrics["measured_on"].replace("_", "-")
@@ -158,6 +163,8 @@ words in; the next {manifest.student.horizon} joint position targets at {manifes
 - Data: {data["name"]}, {data["episodes"]} episodes, {data["rows"]} rows, sha256 {data["fingerprint"][:16]}…
 - Training episodes: {len(split["train"])}; validation (stops the training): {split["validation"]};
   held out: {split["held_out"]}
+- Simulated besides: {extra["episodes"]} of the expert, world seeds {extra["seeds"][0]} to {extra["seeds"][1] - 1}, of
+  which {extra["validation"]} stop the training
 
 ## Error on the {kept} episodes
 
@@ -201,20 +208,27 @@ def run(args: argparse.Namespace) -> int:
     by_index = {d.index: d for d in load_demonstrations(dataset, encoder, camera)}
     train, validation, held_out = ([by_index[i] for i in part] for part in asdict(split).values())
     first = train[0]
-    student = StudentConfig(encoder.grid, encoder.features, first.state.shape[1], first.action.shape[1])
-    print(f"{len(train)} training, {len(validation)} validation, {len(held_out)} held-out episodes; {device}")
+    simulated = co_train(args.simulate, args.jobs, args.encoder, source, first) if args.simulate else []
+    sizes = {name: getattr(args, name) for name in SIZES}
+    student = StudentConfig(encoder.grid, encoder.features, first.state.shape[1], first.action.shape[1], **sizes)
+    print(f"{len(train)} training, {len(validation)} validation, {len(held_out)} held-out episodes, "
+          f"{len(simulated)} simulated; {device}")
+    aside = len(simulated) // 50  # stop the training too: recorded and simulated pictures differ a little
+    train, validation = train + simulated[aside:], validation + simulated[:aside]
     best, metrics = distil(train, validation, held_out, student, config, args.seeds, args.blind, device)
     metrics |= {
         "dataset": {"name": dataset.path.name, "fingerprint": dataset.fingerprint(), "episodes": len(dataset),
                     "rows": sum(map(len, by_index.values()))},
         "split": asdict(split),
+        "simulated": {"episodes": len(simulated), "validation": aside,
+                      "seeds": [FIRST_SEED, FIRST_SEED + args.simulate]},
     }
     files = portable_encoder(source)
     manifest = Manifest(
         student, first.rate, (camera,), first.state_joints, first.action_joints,
         EncoderReference(encoder.name, INSIDE if files else source, encoder.sha256), files={},
     )
-    calibration = Calibration.fit([d.tokens for d in train], first.rate)
+    calibration = Calibration.fit([d.tokens for d in train[:CALIBRATED]], first.rate)
     card = model_card(metrics, manifest, dataset.tasks)
     save_checkpoint(out, best.student, manifest, best.normalization, calibration, metrics, card, files, args.overwrite)
     print(f"\nError on the {metrics['measured_on'].replace('_', '-')} episodes (GR00T's metric, mean of episodes)")
@@ -223,6 +237,15 @@ def run(args: argparse.Namespace) -> int:
         print(warning)
     print(f"\ncheckpoint: {out}")
     return 0
+
+
+def co_train(count: int, jobs: int, encoder: str, source: str, like: Demonstration) -> list[Demonstration]:
+    """Simulated demonstrations to train on beside ``like``. Raises ValueError where they are of another robot."""
+    joints = PickPlaceWorld.joint_layout.names
+    if (like.state_joints.names, like.action_joints.names, like.rate) != (joints, joints, RATE):
+        raise ValueError(f"--simulate makes episodes of {', '.join(joints)} at {RATE:g} Hz, but the data set has "
+                         f"{', '.join(like.action_joints.names)} at {like.rate:g} Hz: leave it out")  # fmt: skip
+    return simulate(count, encoder, source, jobs=jobs)
 
 
 def not_beaten(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
@@ -278,6 +301,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blind", action="store_true", help="also train a student that sees nothing, to compare")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=int, default=max(1, min(8, os.cpu_count() or 1)), help="CPU threads")
+    parser.add_argument("--simulate", type=int, default=0, metavar="N",
+                        help="train also on N demonstrations of the simulated expert, made in memory (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="processes that simulate")
+    for name, text in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=getattr(StudentConfig, name), help=f"{text} (%(default)s)")
     add_options(parser, CloningConfig, skip=["seed"])
     return parser
 

@@ -1,0 +1,153 @@
+"""Means and deviations of the training rows, on disk by joint name; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sage_ros.policy.manifest import RETRAIN, CheckpointError, Manifest, check_file, read_json
+
+NORMALIZATION = "normalization.json"
+CLIP = 10.0  # in standard deviations: how far from the training data an input may be before it is cut off
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Means and standard deviations of the training rows, float64; a constant dimension has deviation 1.
+
+    ``first_command`` (A,) stands for the last command while there is none: the mean of the episodes' first actions.
+    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions.
+    """
+
+    tokens_mean: np.ndarray  # (F,)
+    tokens_std: np.ndarray  # (F,)
+    state_mean: np.ndarray  # (S,)
+    state_std: np.ndarray  # (S,)
+    command_mean: np.ndarray  # (A,)
+    command_std: np.ndarray  # (A,)
+    offset_std: np.ndarray  # (A,) of the chunk's rows relative to the last command
+    first_command: np.ndarray  # (A,)
+    action_low: np.ndarray  # (A,)
+    action_high: np.ndarray  # (A,)
+
+    @property
+    def action_range(self) -> np.ndarray:
+        """Least and greatest training action of every joint, (A, 2)."""
+        return np.stack((self.action_low, self.action_high), axis=1)
+
+    @classmethod
+    def fit(
+        cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int
+    ) -> Normalization:
+        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F)."""
+        state, action = np.concatenate(list(states)), np.concatenate(list(actions))
+        offsets = [chunks(a, horizon)[1:] - a[:-1, None] for a in actions if len(a) > 1]
+        count = sum(t.shape[0] * t.shape[1] for t in tokens)
+        mean = sum(t.sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
+        square = sum(((t - mean) ** 2).sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
+        offset = np.sqrt(np.mean(np.concatenate(offsets) ** 2, axis=(0, 1))) if offsets else np.zeros(action.shape[1])
+        return cls(
+            tokens_mean=np.asarray(mean),
+            tokens_std=_spread(np.sqrt(square)),
+            state_mean=state.mean(axis=0),
+            state_std=_spread(state.std(axis=0)),
+            command_mean=action.mean(axis=0),
+            command_std=_spread(action.std(axis=0)),
+            offset_std=_spread(offset),
+            first_command=np.mean([a[0] for a in actions], axis=0),
+            action_low=action.min(axis=0),
+            action_high=action.max(axis=0),
+        )
+
+    def to_dict(self) -> dict[str, list[float]]:
+        return {key: [float(x) for x in value] for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Normalization:
+        """Inverse of :meth:`to_dict`. Raises ValueError on missing, unknown, non-finite or non-positive entries."""
+        names = [f.name for f in fields(cls)]
+        if set(values) != set(names):
+            odd = sorted(set(values) ^ set(names))
+            raise ValueError(f"entries must be exactly {', '.join(names)}; missing or unknown: {', '.join(odd)}")
+        arrays = {name: np.asarray(values[name], dtype=np.float64) for name in names}
+        for name, array in arrays.items():
+            if array.ndim != 1 or not np.isfinite(array).all():
+                raise ValueError(f"'{name}' must be a list of finite numbers")
+            if name.endswith("_std") and not (array > 0).all():
+                raise ValueError(f"'{name}' must be positive")
+        return cls(**arrays)
+
+
+def _spread(deviation: np.ndarray) -> np.ndarray:
+    return np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def chunks(action: np.ndarray, horizon: int) -> np.ndarray:
+    """The next ``horizon`` actions of every row, (T, A) -> (T, horizon, A); the last action repeats at the end."""
+    return action[np.minimum(np.arange(len(action))[:, None] + np.arange(horizon), len(action) - 1)]
+
+
+def normalise(
+    norm: Normalization, tokens: np.ndarray, state: np.ndarray, command: np.ndarray, fresh: np.ndarray, task: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The student's five inputs, float32, from raw ones (leading dimensions as they are)."""
+
+    def scale(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+        y = (x.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
+        return np.clip(y, -CLIP, CLIP, out=y)
+
+    return (
+        scale(tokens, norm.tokens_mean, norm.tokens_std),
+        scale(state, norm.state_mean, norm.state_std),
+        scale(command, norm.command_mean, norm.command_std),
+        fresh.astype(np.float32),
+        task.astype(np.float32),
+    )
+
+
+def _joints_of(key: str, manifest: Manifest) -> tuple[str, ...] | None:
+    """Names of the joints that a normalization entry is for; None: for token features."""
+    kind = key.split("_")[0]
+    return None if kind == "tokens" else (manifest.state_joints if kind == "state" else manifest.action_joints).names
+
+
+def by_joint(norm: Normalization, manifest: Manifest) -> dict[str, Any]:
+    values: dict[str, Any] = norm.to_dict()
+    for key, row in values.items():
+        if (names := _joints_of(key, manifest)) is not None:
+            values[key] = dict(zip(names, row, strict=True))
+    return values
+
+
+def read_normalization(path: Path, manifest: Manifest) -> Normalization:
+    values = read_json(path)
+    for key, entry in values.items():
+        names = _joints_of(key, manifest)
+        if names is None:
+            continue
+        if not isinstance(entry, dict) or tuple(entry) != names:
+            found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)[:80]
+            raise CheckpointError(
+                f"{path}: '{key}' is for the joints {found}, but config.json names {', '.join(names)}: {RETRAIN}"
+            )
+        values[key] = list(entry.values())
+    try:
+        norm = Normalization.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
+    if not len(norm.tokens_mean) == len(norm.tokens_std) == manifest.student.features:
+        raise CheckpointError(
+            f"{path}: is for {len(norm.tokens_mean)} token features, config.json says {manifest.student.features}: "
+            f"{RETRAIN}"
+        )
+    return norm
+
+
+def action_range(folder: Path, manifest: Manifest) -> np.ndarray:
+    """Least and greatest training action of every joint, (A, 2). Raises CheckpointError."""
+    check_file(folder / NORMALIZATION, manifest.files[NORMALIZATION])
+    return read_normalization(folder / NORMALIZATION, manifest).action_range
