@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -60,6 +62,35 @@ def test_same_seed_and_commands_give_the_same_states(world: PickPlaceWorld) -> N
     wander(world, 6)
     assert np.array_equal(first, wander(world, 5))
     assert np.array_equal(first, wander(PickPlaceWorld(), 5))
+
+
+def test_a_step_is_the_same_to_the_last_bit_in_one_go_and_in_ticks(world: PickPlaceWorld) -> None:
+    generator = np.random.default_rng(1)
+    commands = HOME + 0.5 * generator.standard_normal((20, 6))
+    runs = []
+    for ticks in (20, 5, 1):
+        world.reset(4)
+        for command in commands:
+            for _ in range(20 // ticks):
+                world.advance(command, ticks)
+        runs.append(world.data.qpos.copy())
+    world.reset(4)
+    for command in commands:
+        world.step(command)
+    assert all(np.array_equal(world.data.qpos, run) for run in runs)
+    assert world.time == pytest.approx(20 / world.rate)
+
+
+def test_a_finer_set_point_acts_when_it_comes(world: PickPlaceWorld) -> None:
+    world.reset(0)
+    start = world.command
+    world.advance(start, 12)
+    still = world.state
+    assert np.abs(world.velocity).max() < 0.01
+    world.advance(start + 0.5, 8)
+    assert world.time == pytest.approx(20 * world.timestep) == pytest.approx(1 / world.rate)
+    assert np.all(world.state > still + 0.002)
+    assert np.all(world.velocity > 0.1)
 
 
 def test_a_reset_puts_the_clock_and_the_command_back(world: PickPlaceWorld) -> None:
@@ -172,6 +203,58 @@ def test_rendering_changes_nothing_and_repeats_itself(drawn: PickPlaceWorld) -> 
     assert np.array_equal(state, drawn.state)
     drawn.close()
     assert np.array_equal(picture, drawn.render())
+
+
+def test_closing_a_world_leaves_the_pictures_of_others_alone(drawn: PickPlaceWorld) -> None:
+    drawn.reset(2)
+    picture = drawn.render()
+    for other in (PickPlaceWorld(64), PickPlaceWorld(64)):
+        other.render()
+        other.close()
+        assert np.array_equal(picture, drawn.render())
+    forgotten = PickPlaceWorld(64)
+    forgotten.render()
+    del forgotten
+    gc.collect()
+    assert np.array_equal(picture, drawn.render())
+
+
+def test_a_world_is_closed_where_it_was_drawn(drawn: PickPlaceWorld) -> None:
+    world, go_on = PickPlaceWorld(64), threading.Event()
+    rendered, closed = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        world.render()
+        rendered.set()
+        go_on.wait(10.0)
+        world.close()
+        closed.set()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert rendered.wait(10.0)
+    with pytest.raises(RenderError, match="thread"):
+        world.close()
+    go_on.set()
+    thread.join()
+    assert closed.is_set()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_program_that_never_closes_its_worlds_ends_in_silence(drawn: PickPlaceWorld, thread: bool) -> None:
+    script = (
+        "import threading, weakref\n"
+        "class Other: pass\n"
+        "other = Other()\n"
+        "weakref.finalize(other, print, 'the end')\n"  # asks to be called at exit before OpenGL does: it comes after it
+        "from sage_ros.sim.world import PickPlaceWorld\n"
+        "worlds = [PickPlaceWorld(32), PickPlaceWorld(32)]\n"
+        "worlds[0].render()\n"
+        "drawer = threading.Thread(target=worlds[1].render)\n"
+        f"{'drawer.start(); drawer.join()' if thread else 'worlds[1].render()'}\n"
+    )
+    done = run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import os
 import sys
+import weakref
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 INSTALL = "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0   (or: apt-get install libosmesa6)"
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # renderers that hold an OpenGL context
 
 
 class RenderError(RuntimeError):
@@ -48,16 +54,41 @@ def import_mujoco() -> ModuleType:
 
 
 def make_renderer(model: Any, size: int) -> Any:
-    """A MuJoCo renderer of ``size`` x ``size`` pixels. Raises RenderError where OpenGL cannot be used."""
+    """A MuJoCo renderer of ``size`` x ``size`` pixels, for :func:`close_renderer` to close.
+
+    Raises RenderError where OpenGL cannot be used.
+    """
     mujoco = import_mujoco()
     backend = os.environ.get("MUJOCO_GL") or "unset"
     if not hasattr(mujoco, "GLContext"):
         raise RenderError(f"rendering is off or found no OpenGL library (MUJOCO_GL={backend}): {INSTALL}")
     try:
-        return mujoco.Renderer(model, size, size)
+        renderer = mujoco.Renderer(model, size, size)
     except Exception as error:  # each backend raises its own kind
         advice = f"set MUJOCO_GL=egl, and if that fails too {INSTALL}"
         raise RenderError(f"OpenGL could not be started (MUJOCO_GL={backend}; {error}): {advice}") from error
+    _open.add(renderer)
+    _close_at_exit()
+    return renderer
+
+
+def close_renderer(renderer: Any) -> None:
+    """Give the renderer's OpenGL context back. Raises RenderError in another thread than the one that rendered."""
+    if context := renderer._gl_context:
+        try:
+            context.make_current()  # MuJoCo deletes its objects in the current context, be it another renderer's
+        except Exception as error:  # each backend raises its own kind
+            raise RenderError(f"close a world in the thread that rendered it ({error})") from error
+    renderer.close()
+
+
+@cache
+def _close_at_exit() -> None:
+    """Close what is still open before MuJoCo takes EGL down, after which closing raises.
+
+    MuJoCo asks for that at exit with its first context, and the last to ask comes first: so call this after it.
+    """
+    atexit.register(lambda: [renderer.close() for renderer in tuple(_open)])
 
 
 def _loads(*names: str) -> bool:

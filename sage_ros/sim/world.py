@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sage_ros.core.joints import JointLayout
-from sage_ros.sim.gl import import_mujoco, make_renderer
+from sage_ros.sim.gl import close_renderer, import_mujoco, make_renderer
 from sage_ros.sim.scene import ARM_BIT, CUBE_HALF, JOINTS, PLATE_FLOOR, PLATE_RADIUS, build_model
 
 TASK = "pick up the red cube and place it on the plate"
@@ -29,10 +29,11 @@ SHOULDER_X = 0.0388  # m, where the shoulder's axis stands
 
 
 class PickPlaceWorld:
-    """The world and its clock: ``reset`` it, ``step`` it at 20 Hz. The same seed and commands give the same states.
+    """The world and its clock: ``reset`` it, ``step`` it at 20 Hz, or ``advance`` it more finely.
 
-    ``image_size`` is the side of the square picture in pixels; ``region_scale`` in (0, 2] widens or narrows the
-    rectangles that places are drawn from. Joint values are in rad, positions in m, the robot's base at the origin.
+    The same seed and commands give the same states. ``image_size`` is the side of the square picture in pixels;
+    ``region_scale`` in (0, 2] widens or narrows the rectangles that places are drawn from. Joint values are in rad,
+    positions in m, the robot's base at the origin.
     Physics needs no OpenGL; :meth:`render` does, and belongs in one thread.
     """
 
@@ -50,7 +51,8 @@ class PickPlaceWorld:
         self.model: Any = build_model(2 * image_size)  # drawn at twice the size, then averaged: smooth edges
         self.data: Any = self._mujoco.MjData(self.model)
         self.limits: np.ndarray = self.model.jnt_range[: len(JOINTS)].copy()  # (6, 2) rad: lowest, highest
-        self._ticks_per_step = round(1.0 / (RATE * self.model.opt.timestep))
+        self.timestep = float(self.model.opt.timestep)  # s
+        self._ticks_per_step = round(1.0 / (RATE * self.timestep))
         self._renderer: Any = None
         self._cube_geom = self.model.geom("cube").id
         self._plate_geom = self.model.geom("plate").id
@@ -71,7 +73,11 @@ class PickPlaceWorld:
         self._mujoco.mj_forward(self.model, self.data)
 
     def step(self, command: np.ndarray) -> None:
-        """One control tick (50 ms) towards the joint position targets ``command`` (6,), rad.
+        """One control tick (50 ms) towards the joint position targets ``command`` (6,), rad; see :meth:`advance`."""
+        self.advance(command, self._ticks_per_step)
+
+    def advance(self, command: np.ndarray, ticks: int) -> None:
+        """``ticks`` of physics (``timestep`` each) towards the joint position targets ``command`` (6,), rad.
 
         Targets beyond a joint's limits are clipped to them, as a servo does. Raises ValueError on another
         shape and on values that are not finite.
@@ -83,12 +89,17 @@ class PickPlaceWorld:
             bad = ", ".join(name for name, value in zip(JOINTS, command, strict=True) if not np.isfinite(value))
             raise ValueError(f"the command is not finite for {bad}: {command.tolist()}")
         self.data.ctrl[:] = command
-        self._mujoco.mj_step(self.model, self.data, self._ticks_per_step)
+        self._mujoco.mj_step(self.model, self.data, ticks)
 
     @property
     def state(self) -> np.ndarray:
         """Measured joint positions (6,), rad."""
         return self.data.qpos[:6].copy()
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """Measured joint velocities (6,), rad/s."""
+        return self.data.qvel[:6].copy()
 
     @property
     def command(self) -> np.ndarray:
@@ -146,7 +157,8 @@ class PickPlaceWorld:
         """The camera's picture now, (image_size, image_size, 3) uint8 RGB. Raises RenderError without OpenGL."""
         if self._renderer is None:
             self._renderer = make_renderer(self.model, 2 * self.image_size)
-            self._release = weakref.finalize(self, self._renderer.close)  # at exit, before OpenGL is taken down
+            self._release = weakref.finalize(self, close_renderer, self._renderer)
+            self._release.atexit = False  # too late: see gl.py
             self._renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_SHADOW] = False  # most of the cost
         self._renderer.update_scene(self.data, "front")
         return _halve(self._renderer.render())
