@@ -4,21 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_ros.core.chunks import ActionChunk
-from sage_ros.core.safety import CommandGuard
 from sage_ros.core.timing import RateLimit, StampBuffer, Stopwatch
 
 CHUNK = ActionChunk(np.array([[0.0], [1.0], [3.0]]), rate=10.0)
 
 
-def test_a_chunk_is_sampled_between_its_rows():
-    assert CHUNK.sample(0.05) == pytest.approx([0.5])
-    assert CHUNK.sample(0.15) == pytest.approx([2.0])
-    assert CHUNK.sample(0.2) == pytest.approx([3.0])
+def test_a_row_is_reached_at_its_time_and_between_rows_the_way_is_smooth():
+    for time, position in ((0.1, 0.0), (0.2, 1.0), (0.3, 3.0)):
+        assert CHUNK.at(time)[0] == pytest.approx([position])
+    assert CHUNK.at(0.2)[1] == pytest.approx([15.0])
+    assert 0.0 < CHUNK.at(0.15)[0][0] < 0.5
 
 
-def test_before_its_start_a_chunk_gives_its_first_row_and_after_its_end_nothing():
-    assert CHUNK.sample(-1.0) == pytest.approx([0.0])
-    assert CHUNK.sample(0.21) is None
+def test_before_its_first_row_a_chunk_gives_that_row_and_after_its_end_nothing():
+    assert CHUNK.at(-1.0)[0] == pytest.approx([0.0])
+    assert CHUNK.at(0.31) is None
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(0, 1000), st.integers(0, 200))
@@ -69,37 +69,3 @@ def test_the_stopwatch_counts_even_when_the_work_fails():
         raise KeyError
     assert len(watch.spans) == 1
     assert watch.total > 0
-
-
-LIMITS = np.array([[-1.0, 1.0], [0.0, 0.5]])
-
-
-@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=30))
-def test_set_points_never_leave_the_limits_nor_jump(targets):
-    guard = CommandGuard(LIMITS, max_speed=2.0)
-    last = np.array([0.1, 0.2])
-    guard.start(last)
-    for target in targets:
-        command = guard.next(np.array(target), 0.1)
-        assert (command >= LIMITS[:, 0]).all() and (command <= LIMITS[:, 1]).all()
-        assert np.abs(command - last).max() <= 0.2 + 1e-9
-        last = command
-
-
-def test_from_outside_the_limits_set_points_come_back_in_without_a_jump():
-    guard = CommandGuard(LIMITS, max_speed=1.0)
-    guard.start(np.array([3.0, 0.2]))
-    assert guard.next(np.array([0.0, 0.2]), 0.1) == pytest.approx([2.9, 0.2])
-
-
-@pytest.mark.parametrize("target", [[np.nan, 0.0], [np.inf, 0.0], [0.0]])
-def test_a_target_that_is_not_finite_or_incomplete_is_refused(target):
-    guard = CommandGuard(LIMITS, max_speed=1.0)
-    guard.start(np.zeros(2))
-    with pytest.raises(ValueError, match="finite"):
-        guard.next(np.array(target), 0.1)
-
-
-def test_without_a_measured_pose_there_is_no_set_point():
-    with pytest.raises(ValueError, match="measured pose"):
-        CommandGuard(LIMITS, max_speed=1.0).next(np.zeros(2), 0.1)

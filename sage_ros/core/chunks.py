@@ -20,25 +20,33 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """Future joint position targets: row ``i`` is meant for the observation's time + i / rate."""
+    """Future joint position targets: row ``i`` is to be reached (i + 1) / rate after the observation, as the points of
+    a ``trajectory_msgs/JointTrajectory`` are."""
 
     positions: np.ndarray  # (H, A) float64
     rate: float  # Hz
 
-    def sample(self, elapsed: float) -> np.ndarray | None:
-        """Target (A,) at ``elapsed`` seconds after the observation, linear between rows.
+    def at(self, elapsed: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """Target (A,) and its velocity (A,) per second, ``elapsed`` seconds after the observation.
 
-        None once the chunk is exhausted: an old plan is never stretched into the future.
+        Between rows on a cubic through them whose slope at a row is that between its neighbours (Catmull & Rom 1974),
+        so that neither position nor velocity jumps. Row 0 before its time; None once the chunk is exhausted: an old
+        plan is never stretched into the future.
         """
-        at = max(elapsed, 0.0) * self.rate
-        row = int(at)
-        last = len(self.positions) - 1
-        if at > last:
+        rows, last = self.positions, len(self.positions) - 1
+        place = max(elapsed * self.rate - 1.0, 0.0)
+        row = min(int(place), max(last - 1, 0))
+        u = place - row
+        if place > last + 1e-9:
             return None
-        if row == last:
-            return self.positions[last].copy()
-        fraction = at - row
-        return (1.0 - fraction) * self.positions[row] + fraction * self.positions[row + 1]
+        if last == 0:
+            return rows[0].copy(), np.zeros_like(rows[0])
+        here, there = rows[row], rows[row + 1]
+        slope = (there - rows[max(row - 1, 0)]) / (2 if row > 0 else 1)
+        next_slope = (rows[min(row + 2, last)] - here) / (2 if row + 2 <= last else 1)
+        way = there - here
+        b, c = 3 * way - 2 * slope - next_slope, slope + next_slope - 2 * way
+        return here + u * (slope + u * (b + u * c)), self.rate * (slope + u * (2 * b + 3 * u * c))
 
 
 class ChunkPolicy(Protocol):

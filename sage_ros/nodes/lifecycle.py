@@ -26,6 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from sage_ros.core.timing import Stopwatch
+from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.parameters import declare, read
 
 # Images and token maps: best effort loses large messages, a deep queue would only add latency.
@@ -57,6 +58,7 @@ class SageNode(LifecycleNode):
         self.config: Any = None
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._alive = announce(self)
         self._declare()
         help_autostart = "configure and activate without being asked to"
         autostart = self.declare_parameter("autostart", False, ParameterDescriptor(description=help_autostart))

@@ -1,0 +1,296 @@
+"""safety_filter: the only node that commands the robot. Chunks in; smooth, bounded set points out, or none."""
+
+from __future__ import annotations
+
+import array
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.duration import Duration
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float32, Float64MultiArray, Header, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from sage_ros.core.chunks import ActionChunk
+from sage_ros.core.execution import ExecutionConfig
+from sage_ros.core.gate import GateConfig, Refusal
+from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
+from sage_ros.core.options import option
+from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
+from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
+from sage_ros.nodes.liveliness import Liveliness
+from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
+from sage_ros.paths import checkpoint_path
+from sage_ros.policy.manifest import Manifest
+from sage_ros.policy.normalization import action_range
+
+BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
+DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged
+LEVELS = {
+    Mode.DRY_RUN: DiagnosticStatus.OK, Mode.RUNNING: DiagnosticStatus.OK,
+    Mode.HOLDING: DiagnosticStatus.WARN, Mode.STOPPED: DiagnosticStatus.ERROR,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
+    checkpoint: str = option("", "student checkpoint that names the joints; empty: the one in the package")
+    control_rate: float = option(100.0, "set points per second (Hz)", low=50.0, high=200.0)
+    robot_description: str = option("", "URDF of the robot; empty: only what the topic robot_description says")
+    require_description: bool = option(False, "refuse to enable until there is a robot_description")
+    policy_range: bool = option(True, "keep to the positions that the policy was trained to command")
+    max_velocity: float = option(2.0, "speed of joints for which nothing else says it (rad/s)", low=0.001, high=100.0)
+    max_acceleration: float = option(12.0, "their acceleration (rad/s^2)", low=0.01, high=1e4)
+    max_jerk: float = option(200.0, "their jerk (rad/s^3)", low=0.1, high=1e6)
+
+    def __post_init__(self) -> None:
+        SafetyConfig.__post_init__(self)
+        ExecutionConfig.__post_init__(self)
+
+
+class SafetyFilterNode(SageNode):
+    """action, joint_states, confidence, metabolic_state -> joint_command, joint_trajectory, last_command.
+
+    Starts as a dry run: ``~/enable`` lets set points out, ``~/stop`` is an emergency hold that lasts until ``~/reset``.
+    ``~/state`` (latched DiagnosticArray) says what the filter does and why. Limits are the tightest of the URDF's, of
+    ``joint_limits.<joint>.*`` (named as in ros2_control's joint_limits.yaml) and of the policy's range.
+    """
+
+    Config = FilterConfig
+    config: FilterConfig
+    live = frozenset(
+        {"watchdog", "joint_timeout", "ease_in", "hold_below", "full_above", "follow_tolerance", "follow_time"}
+        | {"overspeed", "strategy", "fade", "ensemble_decay", "max_age", "max_future"}
+    )
+
+    def __init__(self, **kwargs: object) -> None:
+        self._description = ""
+        super().__init__("safety_filter", **kwargs)
+        self._told: tuple[Mode, str] | None = None
+        self._liveliness: Liveliness | None = None
+        # Latched, and perhaps published long before this node is configured
+        self.create_subscription(String, "robot_description", self._on_description, LATCHED)
+
+    def setup(self) -> None:
+        c = self.config
+        folder = checkpoint_path(c.checkpoint)
+        manifest = Manifest.read(folder / "config.json")
+        self._joints, self._row_rate = manifest.action_joints.names, manifest.rate
+        self._trained = action_range(folder, manifest) if c.policy_range else None
+        self._declare_limits()
+        self._filter = SafetyFilter(self._limits(), c.control_rate, c, c, c)
+        self.get_logger().info(f"commands {len(self._joints)} joints, in this order:\n{self._filter.limits}")
+        self._commands = self.publish_on(Float64MultiArray, "joint_command")
+        self._last = self.publish_on(JointState, "last_command")
+        self._trajectories = self.publish_on(JointTrajectory, "joint_trajectory")
+        self._states = self.publish_on(DiagnosticArray, "~/state", LATCHED)
+        self._command = Float64MultiArray()
+        self._last_message = joint_message(self._joints, np.zeros(len(self._joints)), Header())
+        self._told = None
+        self.listen(JointTrajectory, "action", self._on_action)
+        self.listen(JointState, "joint_states", self._on_joints)
+        self.listen(Float32, "confidence", self._on_confidence)
+        self.listen_to_metabolism(self._on_metabolism)
+        simulated = self.get_parameter("use_sim_time").value
+        self.every(1.0 / c.control_rate, self._tick, clock=self.get_clock() if simulated else self.steady)
+        self.every(0.05, self._look_around, clock=self.steady)
+        services = (
+            self.create_service(SetBool, "~/enable", self._on_enable),
+            self.create_service(Trigger, "~/stop", self._on_stop),
+            self.create_service(Trigger, "~/reset", self._on_reset),
+        )
+        self._entities += [(self.destroy_service, service) for service in services]
+        self._liveliness = Liveliness(self, ["sage_policy"], self._on_liveliness)
+
+    def teardown(self) -> None:
+        if self._liveliness is not None:
+            self._liveliness.close()
+            self._liveliness = None
+
+    def _declare_limits(self) -> None:
+        for joint in self._joints:
+            for flag, values in CONFIGURED.items():
+                for name, kind in ((flag, False), *((value, 0.0) for value in values)):
+                    if not self.has_parameter(full := f"joint_limits.{joint}.{name}"):
+                        self.declare_parameter(full, kind, ParameterDescriptor(description="as in joint_limits.yaml"))
+
+    def _limits(self) -> JointLimits:
+        c = self.config
+        given: dict[str, dict[str, float | bool]] = {joint: {} for joint in self._joints}
+        for joint in self._joints:
+            for flag, values in CONFIGURED.items():
+                if self.get_parameter(f"joint_limits.{joint}.{flag}").value:
+                    given[joint] |= {n: self.get_parameter(f"joint_limits.{joint}.{n}").value for n in (flag, *values)}
+        defaults = Bounds(velocity=c.max_velocity, acceleration=c.max_acceleration, jerk=c.max_jerk)
+        urdf = c.robot_description or self._description or None
+        return resolve_limits(self._joints, urdf, given, defaults, self._trained)
+
+    def changed(self) -> None:
+        self._filter.config = self._filter.queue.config = self.config
+        self._filter.gate.config = self.config
+
+    def start(self) -> None:
+        self._tell()
+
+    def stop(self) -> None:
+        """Brake to rest, and see that the last command is delivered, before the node falls silent."""
+        self._filter.disable()
+        deadline = time.monotonic() + BRAKING
+        while self._filter.moving and time.monotonic() < deadline:
+            self._tick()
+            time.sleep(1.0 / self.config.control_rate)
+        if self._filter.motion.started:
+            self._send(self._filter.motion.position)
+            self._filter.motion.stop()
+            self._commands.wait_for_all_acked(DELIVERY)
+        self._tell()
+
+    def clear(self) -> None:
+        self._filter.clear()
+
+    # Input
+
+    def _on_action(self, message: JointTrajectory) -> None:
+        self.counts["chunks_in"] += 1
+        now, steady = self._now()
+        times = [point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec for point in message.points]
+        rows = [point.positions for point in message.points]
+        try:
+            with self.watch.span():
+                self._filter.chunk(nanoseconds(message.header.stamp), message.joint_names, rows, times, now, steady)
+        except Refusal as refusal:
+            return self._refuse("action", refusal)
+        if self._trajectories.get_subscription_count() and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
+            self._send_ahead(now)
+
+    def _on_joints(self, message: JointState) -> None:
+        now, steady = self._now()
+        stamp = nanoseconds(message.header.stamp)
+        try:
+            self._filter.joints(stamp, message.name, message.position, now, steady, message.velocity)
+        except Refusal as refusal:
+            self._refuse("joint_states", refusal)
+
+    def _on_confidence(self, message: Float32) -> None:
+        self._filter.confide(message.data)
+
+    def _on_metabolism(self, values: dict[str, str]) -> None:
+        allowed = values["actuation"] == "True"
+        self._filter.forbid("metabolism", "" if allowed else f"{values['state']}: {values.get('reason', '')}")
+
+    def _on_liveliness(self, name: str, alive: bool) -> None:
+        self._filter.forbid("liveliness", "" if alive else f"{name} is gone")
+
+    def _on_description(self, message: String) -> None:
+        if message.data == self._description:
+            return
+        self._description = message.data
+        if self._entities and not self.config.robot_description:
+            self._adopt_description()
+
+    def _adopt_description(self) -> None:
+        try:
+            self._filter.relimit(self._limits())
+        except (ValueError, RuntimeError) as error:
+            return self._filter.stop(f"a new robot_description: {error}")
+        self.get_logger().info(f"limits with the robot_description:\n{self._filter.limits}")
+
+    def _refuse(self, topic: str, refusal: Refusal) -> None:
+        self.counts[f"refused_{refusal.reason}"] += 1
+        self.complain(f"{topic}: {refusal}")
+
+    # Output
+
+    def _tick(self) -> None:
+        now, steady = self._now()
+        with self.watch.span():
+            set_point = self._filter.tick(now, steady)
+        if set_point is not None:
+            self._send(set_point)
+        if (self._filter.mode, self._filter.reason) != self._told:
+            self._tell()
+
+    def _send(self, set_point: np.ndarray) -> None:
+        values = array.array("d", set_point.tobytes())
+        self._last_message.header.stamp = self.get_clock().now().to_msg()
+        self._last_message.position = values
+        self._last.publish(self._last_message)
+        self._command.data = values
+        self._commands.publish(self._command)
+        self.counts["set_points_out"] += 1
+
+    def _send_ahead(self, now: int) -> None:
+        rows = self._filter.ahead(now, self._row_rate)
+        header = Header(stamp=to_stamp(now))
+        self._trajectories.publish(trajectory_message(self._joints, ActionChunk(rows, self._row_rate), header))
+
+    def _look_around(self) -> None:
+        """Two who command one robot, or two who plan for one filter, are an emergency."""
+        for topic, mine in (("joint_command", 1), ("joint_trajectory", 1), ("action", 1)):
+            infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
+            names = [f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos]
+            if len(names) > mine:
+                self._filter.stop(f"{topic} has {len(names)} publishers: {', '.join(sorted(names))}")
+
+    def _tell(self) -> None:
+        mode, reason = self._told = (self._filter.mode, self._filter.reason)
+        status = DiagnosticStatus(name=f"{self.get_name()}: state", message=mode.value, level=LEVELS[mode])
+        status.hardware_id = self.get_fully_qualified_name()
+        status.values = [KeyValue(key="reason", value=reason)]
+        array_ = DiagnosticArray(status=[status])
+        array_.header.stamp = self.get_clock().now().to_msg()
+        self._states.publish(array_)
+
+    def _now(self) -> tuple[int, float]:
+        return self.get_clock().now().nanoseconds, time.monotonic()
+
+    # Services
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if not request.data:
+            self._filter.disable()
+            response.success, response.message = True, "disabled: the robot holds"
+        elif not self.active:
+            response.message = "the node is not active: bring it up first"
+        elif self.config.require_description and not (self._description or self.config.robot_description):
+            response.message = "no robot_description yet, and require_description is set"
+        else:
+            why_not = self._filter.enable(time.monotonic())
+            response.success, response.message = not why_not, why_not or "enabled: set points follow the policy"
+        return response
+
+    def _on_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._filter.stop("asked to, by ~/stop")
+        response.success, response.message = True, "the robot brakes and holds until ~/reset"
+        return response
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._filter.reset()
+        self._look_around()
+        response.success = self._filter.mode is not Mode.STOPPED
+        response.message = self._filter.reason if not response.success else "reset: enable it to go on"
+        self._tell()
+        return response
+
+    def status(self) -> Status:
+        if not self.active:
+            return DiagnosticStatus.OK, "inactive", {}
+        mode, reason = self._filter.mode, self._filter.reason
+        figures: dict[str, Any] = {"latency_ms": f"{1e3 * self._filter.queue.latency:.1f}"}
+        figures["interventions"] = self._filter.motion.interventions if self._filter.motion.started else 0
+        # A stop is for the user to end: an ERROR would make a CRISIS of it that outlasts the reset.
+        return min(LEVELS[mode], DiagnosticStatus.WARN), f"{mode.value}{': ' if reason else ''}{reason}", figures
+
+
+def main(args: list[str] | None = None) -> int:
+    return run(SafetyFilterNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

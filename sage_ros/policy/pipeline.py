@@ -1,0 +1,86 @@
+"""What the nodes do, in one thread and without ROS: frame and joints in, chunk and set points out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from sage_ros.core.chunks import ActionChunk, Observation
+from sage_ros.core.execution import SECOND, ExecutionConfig, disagreement
+from sage_ros.core.irp import Budget
+from sage_ros.core.limits import JointLimits
+from sage_ros.core.safety import SafetyConfig, SafetyFilter
+from sage_ros.core.timing import StampBuffer
+from sage_ros.core.trust import TrustAttention
+from sage_ros.policy.checkpoint import Checkpoint
+from sage_ros.vision.encoder import Encoder
+
+DOUBT = 0.3  # rad: sage_policy's default
+
+
+class Pipeline:
+    """vision_irp, trust_attention, sage_policy and safety_filter, computed in no time; only ``latency`` (s) passes.
+
+    Stamps are simulated time in ns. In each control tick call :meth:`tick`, then, if there is a frame, :meth:`see`: a
+    frame acts from the next tick on, as it does through ROS.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: Encoder,
+        limits: JointLimits,
+        rate: float = 100.0,
+        execution: ExecutionConfig | None = None,
+        safety: SafetyConfig | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        self.policy, self.encoder, self.latency = checkpoint.policy, encoder, round(latency * SECOND)
+        self.filter = SafetyFilter(limits, rate, safety, execution)
+        self._names = list(limits.names)
+        self._trust = TrustAttention(checkpoint.calibration)
+        self._times = [row / checkpoint.rate for row in range(1, checkpoint.horizon + 1)]
+
+    def reset(self, task: str, state: np.ndarray, now: int) -> None:
+        """A new episode: the arm stands at ``state`` (A,), and nothing is remembered."""
+        self._task, self._stamp = task, now
+        self._commands: StampBuffer[np.ndarray] = StampBuffer(256)
+        self._pending: deque[tuple[int, int, np.ndarray, float]] = deque()  # until they arrive
+        self._trust.reset()
+        self.policy.reset()
+        self._previous: tuple[int, ActionChunk] | None = None
+        self.filter.disable()
+        self.filter.motion.stop()
+        self.filter.clear()
+        self.filter.joints(now - 1, self._names, state, now, now / SECOND)  # the first frame brings newer ones
+        if why_not := self.filter.enable(now / SECOND):
+            raise RuntimeError(why_not)
+
+    def see(self, stamp: int, frame: np.ndarray, state: np.ndarray) -> None:
+        """A frame (H, W, 3) uint8 RGB and the joints (A,) of the same moment."""
+        self.filter.joints(stamp, self._names, state, stamp, stamp / SECOND)
+        tokens = self.encoder.refine(frame, Budget(0)).state
+        attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND)
+        self._stamp = stamp
+        command = self._commands.before(stamp, 2 * SECOND)
+        chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task))
+        doubt = disagreement(stamp, chunk, *self._previous) / DOUBT if self._previous else 0.0
+        self._previous = (stamp, chunk)
+        self._pending.append((stamp + self.latency, stamp, chunk.positions, 1.0 / (1.0 + doubt**2)))
+        self._deliver(stamp)
+
+    def tick(self, now: int) -> np.ndarray:
+        """The set point (A,) of this control tick; where the filter sends none, the pose that is held."""
+        self._deliver(now)
+        set_point = self.filter.tick(now, now / SECOND)
+        if set_point is None:
+            raise RuntimeError(f"the safety filter stopped: {self.filter.reason}")
+        self._commands.add(now, set_point)
+        return set_point
+
+    def _deliver(self, now: int) -> None:
+        while self._pending and self._pending[0][0] <= now:
+            _, stamp, positions, confidence = self._pending.popleft()
+            self.filter.confide(confidence)
+            self.filter.chunk(stamp, self._names, positions, self._times, now, now / SECOND)
