@@ -118,6 +118,41 @@ def _title(recording: Recording, figures: Figures) -> str:
     return f"episode {recording.episode}" + (f", {split}" if split else "")
 
 
+def draw_loop(session: Session) -> Figure | None:
+    """The last trial of the closed loop: what was seen, where the cube was, set points and joints. None without one."""
+    trial = session.trials.current
+    if trial is None or not trial.moments:
+        return None
+    pictures = trial.album.pictures[:: max(1, len(trial.album.pictures) // 6)]
+    names = sorted(trial.moments[-1].measured)
+    figure = Figure(figsize=(12, 8.5), layout="constrained")
+    strip, curves = np.ravel(np.array(figure.subfigures(2, 1, height_ratios=(1, 2.4))))
+    for axes, picture in zip(np.atleast_1d(strip.subplots(1, max(1, len(pictures)))), pictures, strict=False):
+        axes.imshow(picture.image)
+        axes.set_axis_off()
+        axes.set_title(f"{(picture.at - pictures[0].at) / SECOND:.1f} s", fontsize=9)
+    grid = curves.subplots(2, 4, sharex=True).flat
+    time = [moment.time for moment in trial.moments]
+    for axes, title, values in (
+        (grid[0], "height of the cube (cm)", [100 * m.height for m in trial.moments]),
+        (grid[1], "cube to plate (cm)", [100 * m.distance for m in trial.moments]),
+    ):
+        axes.plot(time, values, color="#2a7f3f")
+        axes.set_title(title, fontsize=10)
+        if trial.placed is not None:
+            axes.axvline(trial.placed, color="#2a7f3f", ls=":", lw=1)
+    for axes, name in zip(grid[2:], names, strict=False):
+        axes.plot(time, [m.measured.get(name, np.nan) for m in trial.moments], color=STATE_LINE)
+        axes.plot(time, [m.command.get(name, np.nan) for m in trial.moments], color=CHUNK_LINE, lw=1)
+        axes.set_title(f"{name} (rad)", fontsize=10)
+    lines = [Line2D([], [], color=CHUNK_LINE, label="set point"), Line2D([], [], color=STATE_LINE, label="measured")]
+    curves.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    curves.supxlabel("time (s)", fontsize=10)
+    fate = f"placed after {trial.placed:.1f} s" if trial.placed is not None else "not placed"
+    figure.suptitle(f"Closed loop, world seed {trial.seed}: {fate}", fontsize=13)
+    return figure
+
+
 def draw_latency(session: Session, figures: Figures) -> Figure | None:
     """Histogram of image to action; the slowest percent beyond the right edge is counted. None without actions."""
     latency, (_, values) = figures.latency_ms, session.latencies()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from sage_ros.core.figures import POLICIES, Figures, Score, format_table, milliseconds
 from sage_ros.core.session import SECOND, Session
-from sage_ros.pictures import draw_joints, draw_latency, draw_timeline, draw_trust
+from sage_ros.pictures import draw_joints, draw_latency, draw_loop, draw_timeline, draw_trust
 
 CAPTIONS = {
+    "loop": "The student alone decides; physics judges. Set points are what the safety filter let out, the measured "
+    "joints lag behind them as a servo does.",
     "joints": "Every predicted chunk is drawn from the row that it was inferred at (dot). Where red lies on blue, the "
     "policy would have done what the demonstrator did. Errors are mean squared, in rad².",
     "latency": "From the camera frame to the arrival of the finished action at this observer.",
@@ -36,6 +38,7 @@ def write_report(folder: Path, session: Session, figures: Figures) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "session.json").write_text(json.dumps(asdict(figures), indent=1, allow_nan=False) + "\n", "utf-8")
     drawn = {
+        "loop": draw_loop(session),
         "joints": draw_joints(session, figures),
         "latency": draw_latency(session, figures),
         "trust": draw_trust(session),
@@ -82,6 +85,9 @@ def _summary(f: Figures) -> str:
     if f.ros_adds_ms is not None:
         text += f"The nodes' own computing takes {milliseconds(sum(f.own_ms.values()))} of the median, ROS "
         text += f"{milliseconds(f.ros_adds_ms)}. "
+    if f.trials:
+        done = sum(trial.placed is not None for trial in f.trials)
+        text += f"In the simulated world the cube was picked up and placed in {done} of {len(f.trials)} trials. "
     return text + ("" if f.actions_out else "No action was seen: see the notes below.")
 
 

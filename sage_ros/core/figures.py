@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sage_ros.core.trials import TrialResult
+
 POLICIES = {"policy": "policy", "hold_state": "hold state", "last_action": "last action"}
 METRIC = (
     "mean squared error of the commanded joints in raw units, GR00T's open-loop metric:\n"
@@ -86,6 +88,7 @@ class Figures:
     metabolism: list[Stay]
     state_seconds: dict[str, float]
     nodes: dict[str, dict[str, float | str]]
+    trials: list[TrialResult] = field(default_factory=list)  # closed loop, in a simulated world
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -97,7 +100,7 @@ class Figures:
 
 def format_table(figures: Figures, where: str = "") -> str:
     """The figures as a table for a terminal."""
-    blocks = [_stream(figures, where), _error(figures), _metabolism(figures), _nodes(figures)]
+    blocks = [_stream(figures, where), _trials(figures), _error(figures), _metabolism(figures), _nodes(figures)]
     if figures.notes:
         blocks.append(["notes", *(f"  {note}" for note in figures.notes)])
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -127,6 +130,18 @@ def _stream(f: Figures, where: str) -> list[str]:
         lines.append(f"{'  own computing':<16}{milliseconds(sum(f.own_ms.values()))} = {parts}  (medians)")
     if f.ros_adds_ms is not None:
         lines.append(f"{'  ROS adds':<16}{milliseconds(f.ros_adds_ms)}  (median latency minus own computing)")
+    return lines
+
+
+def _trials(f: Figures) -> list[str]:
+    if not f.trials:
+        return []
+    done = [trial for trial in f.trials if trial.placed is not None]
+    lines = [f"closed loop, judged by physics: {len(done)} of {len(f.trials)} picked and placed", ""]
+    for trial in f.trials[-10:]:
+        done_at = trial.placed
+        fate = f"not placed in {trial.seconds:.1f} s" if done_at is None else f"placed after {done_at:.1f} s"
+        lines.append(f"  world seed {trial.seed}: {fate}, lifted to {100 * trial.highest:.1f} cm")
     return lines
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from sage_ros.core.figures import POLICIES, Figures, Latency, Score, Stay
 from sage_ros.core.recording import Recording
 from sage_ros.core.samples import Album, Trace
+from sage_ros.core.trials import Trials
 
 SECOND = 1_000_000_000
 OPEN_FRAMES = 512  # frames that may still be answered
@@ -43,7 +44,7 @@ class Session:
     def __init__(self, started: int, steps: int = 0) -> None:
         self.started, self.steps = started, steps
         self.split: Mapping[int, str] = {}  # what the student was trained on, by episode
-        self.album = Album()
+        self.album, self.trials = Album(), Trials()
         self.confidence, self.energy = Trace(), Trace()
         self.state, self.task = "", ""
         self.frames = self.frames_working = self.actions = self.dropped = self.frames_missed = self.refused = 0
@@ -248,6 +249,7 @@ class Session:
             metabolism=list(self._stays),
             state_seconds=dict(self._seconds),
             nodes=self.nodes,
+            trials=self.trials.all(),
             notes=self._notes(scores),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -26,6 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.figures import Figures, format_table, milliseconds
 from sage_ros.core.session import SECOND, Session
+from sage_ros.core.trials import Moment
 from sage_ros.nodes.lifecycle import EVENTS, LATCHED, Spinner, StopRequest
 from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions_from, rgb_from
 
@@ -47,6 +49,8 @@ class Monitor(Node):
         super().__init__("monitor", **kwargs)
         self.session = Session(time.time_ns(), steps)
         self.line = ""
+        self._measured: dict[str, float] = {}
+        self._commanded: dict[str, float] = {}
         hear = self.create_subscription
         hear(JointState, "joint_states", self._guard(self._on_joints), DEEP)
         hear(JointState, "demo/action", self._guard(self._on_demonstration), DEEP)
@@ -56,6 +60,8 @@ class Monitor(Node):
         hear(String, "task", self._on_task, LATCHED)
         hear(DiagnosticArray, "metabolic_state", self._guard(self._on_metabolism), LATCHED)
         hear(DiagnosticArray, "/diagnostics", self._guard(self._on_diagnostics), DEEP)
+        hear(JointState, "last_command", self._guard(self._on_command), DEEP)
+        hear(DiagnosticArray, "sim_robot/episode", self._guard(self._on_episode), LATCHED)
         hear(String, "replayer/events", self._guard(self._on_event), EVENTS)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(refresh, self._summarise, clock=steady)
@@ -82,13 +88,30 @@ class Monitor(Node):
 
     def _on_image(self, message: Image) -> None:
         now, stamp = time.time_ns(), nanoseconds(message.header.stamp)
-        if self.session.frame(stamp, now):
-            frame = rgb_from(message)
-            stride = -(-max(frame.shape) // THUMBNAIL)
-            self.session.album.add(now, stamp, frame[::stride, ::stride].copy())
+        wanted, trial = self.session.frame(stamp, now), self.session.trials.current
+        if not wanted and (trial is None or not trial.album.wants(trial.frames)):
+            return self.session.trials.skip()
+        frame = rgb_from(message)
+        stride = -(-max(frame.shape) // THUMBNAIL)
+        small = frame[::stride, ::stride].copy()
+        if wanted:
+            self.session.album.add(now, stamp, small)
+        self.session.trials.picture(now, stamp, small)
 
     def _on_joints(self, message: JointState) -> None:
-        self.session.joints(nanoseconds(message.header.stamp), time.time_ns(), message.name, positions_from(message))
+        positions = positions_from(message)
+        self._measured = dict(zip(message.name, positions.tolist(), strict=True))
+        self.session.joints(nanoseconds(message.header.stamp), time.time_ns(), message.name, positions)
+
+    def _on_command(self, message: JointState) -> None:
+        self._commanded = dict(zip(message.name, positions_from(message).tolist(), strict=True))
+
+    def _on_episode(self, message: DiagnosticArray) -> None:
+        v = {pair.key: pair.value for pair in message.status[0].values}
+        away = [float(v[f"object_{axis}"]) - float(v[f"plate_{axis}"]) for axis in "xy"]
+        height, distance = float(v["object_z"]), math.hypot(*away)
+        moment = Moment(float(v["time"]), v["success"] == "True", height, distance, self._measured, self._commanded)
+        self.session.trials.add(int(v["seed"]), moment)
 
     def _on_demonstration(self, message: JointState) -> None:
         now, positions = time.time_ns(), positions_from(message)
@@ -162,6 +185,9 @@ def live_line(session: Session, now: int) -> str:
         done = round(10 * min(recording.rows_seen / recording.rows, 1.0))
         bar = "#" * done + "-" * (10 - done)
         parts.append(f"episode {recording.episode} [{bar}] {recording.rows_seen}/{recording.rows}")
+    if (trial := s.trials.current) is not None:
+        where = "on the plate" if trial.placed is not None else f"cube at {100 * trial.moments[-1].height:.0f} cm"
+        parts.append(f"world seed {trial.seed}, {trial.seconds:.1f} s, {where}")
     if s.failure:
         parts.append(f"replay failed: {s.failure}")
     return " | ".join(parts)
@@ -201,6 +227,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--report", default="", metavar="DIR", help="write report.html, its pictures and session.json into this folder")
     add("--until-finished", action="store_true", help="end by itself when the replayer has played everything")
+    add("--until-placed", type=float, default=0.0, metavar="S",
+        help="end once the simulated robot has placed the cube, or after S seconds; not placed: exit code 1")
     add("--quiet", action="store_true", help="no live line, only the table at the end")
     add("--steps", type=int, default=0, metavar="N",
         help="rows of each episode that the action error is over, 150 in GR00T's own evaluation; 0: all (default: 0)")
@@ -244,7 +272,7 @@ def main(args: list[str] | None = None) -> int:
         from sage_ros.report import write_report  # matplotlib takes a second to load: not before the watch
 
         print(f"\nreport: {write_report(folder, session, figures)}", flush=True)
-    return _verdict(figures, session)
+    return _verdict(figures, session, options.until_placed)
 
 
 def _watch(monitor: Monitor, spinner: Spinner, stop: StopRequest, options: argparse.Namespace) -> None:
@@ -253,6 +281,9 @@ def _watch(monitor: Monitor, spinner: Spinner, stop: StopRequest, options: argpa
     while spinner.alive and not stop.wait(0.1):
         if not options.quiet:
             live.show(monitor.line)
+        trial = monitor.session.trials.current
+        if options.until_placed and trial and (trial.placed is not None or trial.seconds > options.until_placed):
+            break
         ended = monitor.session.finished
         if options.until_finished and ended is not None:
             waited = (time.time_ns() - ended) / SECOND
@@ -261,10 +292,13 @@ def _watch(monitor: Monitor, spinner: Spinner, stop: StopRequest, options: argpa
     live.close()
 
 
-def _verdict(figures: Figures, session: Session) -> int:
+def _verdict(figures: Figures, session: Session, placing: float) -> int:
     """The exit code, with the reason where it is not 0."""
     if session.failure:
         print(f"monitor: the replay failed: {session.failure}", file=sys.stderr)
+        return 1
+    if placing and figures.trials and figures.trials[-1].placed is None:
+        print(f"monitor: the cube was not placed within {figures.trials[-1].seconds:.1f} s", file=sys.stderr)
         return 1
     if figures.actions_out:
         return 0
