@@ -1,4 +1,5 @@
-# make demo     sets everything up, replays demonstrations through all nodes, prints a table, writes report/
+# make demo     sets everything up, lets the student pick and place in the simulated world, through all nodes, prints a
+#                table and writes report/report.html; SEED=7 puts things elsewhere; SOURCE=replay replays demonstrations
 #                DATASET=folder also distils a student on that data set (kept in report/) and replays its episode 0
 # make test     sets everything up, checks style and types, runs the tests
 # make bench    lists the benchmarks and their recorded figures; NAME=latency runs one
@@ -10,6 +11,8 @@ BIN := $(VENV)/bin
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 # Two cores: one thread per network is faster than several that fight.
 export OMP_NUM_THREADS ?= 1
+SOURCE ?= sim
+SEED ?= 100000
 EPISODES ?= 2,3,0
 REPORT ?= report
 STUDENT ?= $(REPORT)/student-$(notdir $(patsubst %/,%,$(DATASET)))
@@ -22,7 +25,7 @@ setup:
 	@scripts/setup.sh
 
 demo: setup
-	$(BIN)/python -m sage_ros.nodes.pick_place --episodes $(EPISODES) --report $(REPORT)
+	$(BIN)/python -m sage_ros.nodes.pick_place --source $(SOURCE) --seed $(SEED) --episodes $(EPISODES) --report $(REPORT)
 ifdef DATASET
 	test -f $(STUDENT)/config.json || $(BIN)/python -m sage_ros.training.distil --dataset $(DATASET) --out $(STUDENT)
 	$(BIN)/python -m sage_ros.nodes.pick_place --dataset $(DATASET) --checkpoint $(STUDENT) --episodes 0 --report $(REPORT)/dataset

