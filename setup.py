@@ -3,7 +3,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "sim_robot"]
-NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector"]
+NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "rollout"]
 TOOLS = {
     "record_expert": "sage_ros.sim.record",
     "train_vae": "sage_ros.training.vae",

@@ -121,7 +121,7 @@ def fault_episodes(count: int, first_seed: int) -> dict[str, float]:
         "good_chunks_refused": float(tally.turned_away),
         "chunks": float(tally.chunks),
         "set_points": float(tally.set_points),
-        "braked_share": tally.braked / max(tally.set_points, 1),
+        "joints_braked_per_set_point": tally.braked / max(tally.set_points, 1),
     }
 
 

@@ -145,6 +145,7 @@ def test_a_joint_that_the_demonstrations_never_moved_has_room_to_stay():
     ("names", "configured", "trained", "message"),
     [
         (["wheel"], {}, None, "joint 'wheel' has no position limits .*robot description, configuration"),
+        (["turn", "lft"], {}, None, r"description has no joint 'lft' \(meant: 'lift'\?\); it has: finger, lift, spin"),
         (["turn"], {}, [[2.0, 3.0]], r"joint 'turn' has no room.*robot description \[-1.5, 1.5\].*range \[2, 3\]"),
         (["turn"], {}, [[1.0, 0.5]], "joint 'turn': the policy's range"),
         (["turn"], {}, [[0.0, 1.0], [0.0, 1.0]], r"range is \(2, 2\), but must be \(1, 2\)"),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import sage_ros
-from sage_ros.nodes.pick_place import NODES
+from sage_ros.nodes.pick_place import ALL
 from sage_ros.paths import share
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +53,15 @@ def test_every_parameter_in_the_file_exists_with_its_type():
     from sage_ros.core.metabolism import Allowance, State
     from sage_ros.nodes.metabolic_manager import ManagerConfig
     from sage_ros.nodes.replayer import ReplayerConfig
+    from sage_ros.nodes.safety_filter import FilterConfig
     from sage_ros.nodes.sage_policy import PolicyConfig
+    from sage_ros.nodes.sim_robot import SimRobotConfig
     from sage_ros.nodes.trust_attention import TrustNodeConfig
     from sage_ros.nodes.vision_irp import VisionConfig
 
     configs = {"vision_irp": VisionConfig, "trust_attention": TrustNodeConfig, "sage_policy": PolicyConfig,
-               "metabolic_manager": ManagerConfig, "replayer": ReplayerConfig}
+               "metabolic_manager": ManagerConfig, "replayer": ReplayerConfig, "safety_filter": FilterConfig,
+               "sim_robot": SimRobotConfig}
     for node, content in yaml.safe_load(share("config", "pick_place.yaml").read_text()).items():
         default = configs[node.removeprefix("/**/")]()
         known = {item.name: getattr(default, item.name) for item in fields(default)}
@@ -71,7 +74,8 @@ def test_every_parameter_in_the_file_exists_with_its_type():
 
 
 def test_colcon_installs_executables_launch_config_and_data(install, sourced):
-    for name in [*NODES, "pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae"]:
+    tools = ["pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae", "rollout", "run_task"]
+    for name in [*ALL, *tools]:
         assert os.access(install / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
     assert (install / "share/ament_index/resource_index/packages/sage_ros").is_file()
     assert (install / "share/sage_ros/launch/pick_place.launch.py").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -103,14 +104,15 @@ class ChunkQueue:
         return np.array(rows)
 
     def _mean(self, now: int) -> tuple[np.ndarray, np.ndarray] | None:
-        opinions, weights = [], []
+        opinions: list[tuple[np.ndarray, np.ndarray]] = []
+        weights: list[float] = []
         ramp = self.config.ensemble_ramp * SECOND + 1.0
         for plan, arrived in zip(self._plans, self._arrivals, strict=True):
             if (found := _at(plan, now)) is None:
                 continue
             end = plan[0] + len(plan[1].positions) / plan[1].rate * SECOND
             edge = min(1.0, (now - arrived + 1.0) / ramp, (end - now + 1.0) / ramp)
-            weights.append(edge * np.exp(-self.config.ensemble_decay * len(opinions)))
+            weights.append(edge * math.exp(-self.config.ensemble_decay * len(opinions)))
             opinions.append(found)
         if not opinions:
             return None

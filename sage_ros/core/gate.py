@@ -95,7 +95,9 @@ class ChunkGate:
         self._last_chunk = stamp
         return ActionChunk(values, rate)
 
-    def check_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float] | np.ndarray, now: int) -> np.ndarray:
+    def check_joints(
+        self, stamp: int, names: Sequence[str], positions: Sequence[float] | np.ndarray, now: int
+    ) -> np.ndarray:
         """Measured positions (A,) float64 of the joints. Others may be among ``names``. Raises :class:`Refusal`."""
         order = self._order(tuple(names))
         if len(positions) != len(names):

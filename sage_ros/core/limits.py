@@ -185,15 +185,17 @@ def resolve_limits(
     ``configured`` is by joint, in the names of ros2_control's joint_limits.yaml; ``policy_range`` (A, 2), in the order
     ``names``, is what the policy was trained to command, widened to ``STILL`` where a joint never moved. ``defaults``
     count only where nothing else says. Raises JointError on repeated names, and LimitError, naming joint and sources,
-    on a joint without position limits, on limits that leave no room, and on a configured joint that is nowhere else.
+    on a joint without position limits, on limits that leave no room, and on joints that the robot does not have.
     """
     JointLayout(tuple(names))
     configured = configured or {}
     described = {} if urdf is None else limits_from_urdf(urdf, names)
-    known = {*names, *([] if urdf is None else (joint.get("name", "") for joint in _robot(urdf).findall("joint")))}
-    strangers = [joint for joint in configured if joint not in known]
-    if strangers:
-        raise LimitError(f"limits are configured for an unknown joint: {_listed(strangers, known)}")
+    has = set(names) if urdf is None else {joint.get("name", "") for joint in _robot(urdf).findall("joint")}
+    if lacking := [name for name in names if name not in has]:
+        known = ", ".join(sorted(has))
+        raise LimitError(f"the robot description has no joint {_listed(lacking, has)}; it has: {known}")
+    if strangers := [joint for joint in configured if joint not in has]:
+        raise LimitError(f"limits are configured for an unknown joint: {_listed(strangers, has)}")
     if policy_range is not None and np.shape(policy_range) != (len(names), 2):
         raise LimitError(f"the policy's range is {np.shape(policy_range)}, but must be ({len(names)}, 2)")
     resolved = {}

@@ -38,7 +38,7 @@ class SafetyConfig:
     full_above: float = option(0.6, "confidence from which it moves at full speed", low=0.01, high=1.0)
     follow_tolerance: float = option(0.8, "distance from set point to joint (rad) that ...", low=0.001, high=100.0)
     follow_time: float = option(1.0, "... for so long (s) causes an emergency hold", low=0.0, high=60.0)
-    overspeed: float = option(1.5, "measured speed, in speed limits, that causes an emergency hold", low=1.0, high=100.0)
+    overspeed: float = option(1.5, "measured speed, in speed limits, that is an emergency", low=1.0, high=100.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -203,10 +203,12 @@ class SafetyFilter:
     def ahead(self, now: int, rate: float) -> np.ndarray:
         """The set points (R, A) that the plan will lead to, at ``rate`` rows a second, the first 1 / rate s from now.
 
-        One row, the held pose, where there is no plan to follow.
+        One row, on the way to rest or at it, where there is no plan to follow.
         """
         plan = self.queue.ahead(now, rate) if self.mode is Mode.RUNNING else np.empty((0, len(self.limits)))
-        return self.motion.preview(plan, rate, self._pace()) if len(plan) else self.motion.position[None]
+        if len(plan):
+            return self.motion.preview(plan, rate, self._pace())
+        return self.motion.preview(self.motion.position[None], rate, pace=0.0)
 
     def _missing(self, now: int, steady: float) -> str:
         """Why the robot must hold; empty if it need not."""
