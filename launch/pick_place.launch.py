@@ -2,6 +2,7 @@
 
 ros2 launch sage_ros pick_place.launch.py --show-args     what there is to set
 ros2 launch sage_ros pick_place.launch.py                 replays the demonstrations in the package
+ros2 launch sage_ros pick_place.launch.py source:=sim     a simulated robot, which the policy moves
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ from launch.actions import (
     RegisterEventHandler,
 )
 from launch.conditions import IfCondition, UnlessCondition
-from launch.event_handlers import OnProcessExit
+from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.events import Shutdown
-from launch.events.process import ProcessExited
-from launch.substitutions import EqualsSubstitution, LaunchConfiguration
-from launch_ros.actions import LifecycleNode, Node, PushRosNamespace, SetRemap
+from launch.events.process import ProcessExited, ProcessIO
+from launch.substitutions import EqualsSubstitution, IfElseSubstitution, LaunchConfiguration
+from launch_ros.actions import LifecycleNode, Node, PushRosNamespace
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 # In the order they come up: who decides first, who feeds the others last.
-PIPELINE = ["metabolic_manager", "sage_policy", "trust_attention", "vision_irp"]
+PIPELINE = ["metabolic_manager", "safety_filter", "sage_policy", "trust_attention", "vision_irp"]
+PATIENCE = "15"  # s between SIGINT and SIGTERM: to load and unload torch takes a busy machine longer than the default
+SOURCES = {"replay": "replayer", "sim": "sim_robot", "camera": ""}
 ARGUMENTS = {
-    "source": ("replay", "what feeds the pipeline: recorded episodes, or a camera driver and a robot of yours that "
-               "publish image_raw, joint_states and task", ["replay", "camera"]),
+    "source": ("replay", "what feeds the pipeline: recorded episodes, a simulated robot, or a camera driver and a "
+               "robot of yours that publish image_raw, joint_states and task", list(SOURCES)),
+    "enable": ("auto", "let the safety_filter's commands out once all are active; false is a dry run, auto enables "
+               "for source:=sim alone", ["auto", "true", "false"]),
     "dataset": ("", "GR00T/LeRobot v2.x data set folder to replay; empty: the one in the package", None),
     "episode": ("all", "what to replay, in order: 'all', or episode indices such as 0 or 3,1,2", None),
     "rate": ("1.0", "playback speed", None),
@@ -38,16 +43,18 @@ ARGUMENTS = {
     "checkpoint": ("", "student checkpoint folder; empty: the one in the package", None),
     "composed": ("false", "all nodes in one process: the lowest latency, but faults are shared", ["true", "false"]),
     "namespace": ("", "namespace of all nodes and topics", None),
-    "use_sim_time": ("false", "run on /clock, which the replayer then publishes", ["true", "false"]),
+    "use_sim_time": ("false", "run on /clock, which the replayer or the simulated robot then publishes",
+                     ["true", "false"]),
+    "seed": ("0", "source:=sim: where things lie", None),
+    "region_scale": ("1.0", "source:=sim: widens where things may lie", None),
+    "real_time_factor": ("1.0", "source:=sim: simulated s per s; other than 1 it needs use_sim_time", None),
+    "controller": ("forward", "source:=sim: what the robot takes, joint_command or joint_trajectory",
+                   ["forward", "trajectory"]),
 }
 
 
-def text(name: str) -> ParameterValue:
-    return ParameterValue(LaunchConfiguration(name), value_type=str)
-
-
-def flag(name: str) -> ParameterValue:
-    return ParameterValue(LaunchConfiguration(name), value_type=bool)
+def value(name: str, kind: type = str) -> ParameterValue:
+    return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
 
 def check_params_file(context: LaunchContext) -> None:
@@ -58,7 +65,7 @@ def check_params_file(context: LaunchContext) -> None:
 
 
 def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """A node that dies, or that does not come up, ends the launch; a failure is the launch's failure."""
+    """The end of this process is the end of the launch; its failure is the launch's failure."""
     if context.is_shutdown:
         return []
     if event.returncode:
@@ -66,51 +73,79 @@ def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionE
     return [EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))]
 
 
-def failed_only(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    return end(event, context) if event.returncode else []
+class Supervision:
+    """A process per node: bringup brings all of them up in order, then stays and brings up again who fell.
 
+    Until then, a node that ends takes the launch with it: what cannot start now will not start the next time either.
+    """
 
-def separate(replay: EqualsSubstitution) -> list[LaunchDescriptionEntity]:
-    """A process per node; bringup configures all of them, then activates them in order, and is done."""
-    params_file, sim_time = LaunchConfiguration("params_file"), {"use_sim_time": flag("use_sim_time")}
-    own: dict[str, list[object]] = {name: [params_file, sim_time] for name in PIPELINE}
-    for name in PIPELINE[1:]:
-        own[name].append({"checkpoint": text("checkpoint")})
-    # The source's clock is the wall, never its own /clock.
-    own["replayer"] = [params_file, {
-        "dataset": text("dataset"), "episodes": text("episode"), "publish_clock": flag("use_sim_time"),
-        "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float), "loop": flag("loop"),
-    }]  # fmt: skip
-    nodes = {
-        name: LifecycleNode(
-            package="sage_ros", executable=name, name=name, namespace="", output="screen", parameters=parameters,
-            condition=IfCondition(replay) if name == "replayer" else None,
+    def __init__(self) -> None:
+        self.up = False
+
+    def on_output(self, event: ProcessIO) -> None:
+        self.up = self.up or b"are active" in event.text
+
+    def on_exit(self, event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        return [] if self.up else end(event, context)
+
+    def bringup(self, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        source, enable = (LaunchConfiguration(name).perform(context) for name in ("source", "enable"))
+        options = [*PIPELINE, *filter(None, [SOURCES[source]]), "--supervise"]
+        if enable == "true" or (enable == "auto" and source == "sim"):
+            options.append("--enable")
+        node = Node(
+            package="sage_ros", executable="bringup", arguments=options, output="screen", sigterm_timeout=PATIENCE
         )
-        for name, parameters in own.items()
-    }  # fmt: skip
+        return [
+            RegisterEventHandler(OnProcessIO(target_action=node, on_stdout=self.on_output)),
+            RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end)),
+            node,
+        ]
 
-    def bringup(names: list[str], condition: IfCondition | UnlessCondition) -> list[LaunchDescriptionEntity]:
-        node = Node(package="sage_ros", executable="bringup", arguments=names, output="screen", condition=condition)
-        return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=failed_only)), node]
+    def actions(self) -> list[LaunchDescriptionEntity]:
+        params_file = LaunchConfiguration("params_file")
+        own: dict[str, dict[str, ParameterValue | bool]] = {
+            name: {"use_sim_time": value("use_sim_time", bool)} for name in PIPELINE
+        }
+        for name in PIPELINE[1:]:
+            own[name]["checkpoint"] = value("checkpoint")
+        # A source's clock is the wall, never its own /clock.
+        clock = {"use_sim_time": False, "publish_clock": value("use_sim_time", bool)}
+        own["replayer"] = clock | {
+            "dataset": value("dataset"), "episodes": value("episode"), "rate": value("rate", float),
+            "loop": value("loop", bool),
+        }  # fmt: skip
+        own["sim_robot"] = clock | {
+            "seed": value("seed", int), "region_scale": value("region_scale", float),
+            "real_time_factor": value("real_time_factor", float), "controller": value("controller"),
+        }  # fmt: skip
+        # What the robot was last told is, in a replay, what the demonstrator told it: to the policy, and nobody else.
+        told = IfElseSubstitution(source_is("replay"), "demo/action", "last_command")
+        nodes = [
+            LifecycleNode(
+                package="sage_ros", executable=name, name=name, namespace="", output="screen",
+                parameters=[params_file, parameters], respawn=True, respawn_delay=0.5, sigterm_timeout=PATIENCE,
+                remappings=[("last_command", told)] if name == "sage_policy" else None,
+                condition=next((IfCondition(source_is(s)) for s, node in SOURCES.items() if node == name), None),
+            )
+            for name, parameters in own.items()
+        ]  # fmt: skip
+        ends = [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=self.on_exit)) for node in nodes]
+        return [*ends, *nodes, OpaqueFunction(function=self.bringup)]
 
-    ends = [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end)) for node in nodes.values()]
-    return [
-        # What the robot was last told is, in a replay, what the demonstrator told it.
-        SetRemap("last_command", "demo/action", condition=IfCondition(replay)),
-        *ends,
-        *nodes.values(),
-        *bringup([*PIPELINE, "replayer"], IfCondition(replay)),
-        *bringup(PIPELINE, UnlessCondition(replay)),
-    ]
+
+def source_is(source: str) -> EqualsSubstitution:
+    return EqualsSubstitution(LaunchConfiguration("source"), source)
 
 
 def composed() -> list[LaunchDescriptionEntity]:
     """The same nodes in one process."""
-    value = LaunchConfiguration
-    options = ["--source", value("source"), "--dataset", value("dataset"), "--episodes", value("episode")]
-    options += ["--rate", value("rate"), "--checkpoint", value("checkpoint"), "--params-file", value("params_file")]
-    options += ["--loop", value("loop"), "--use-sim-time", value("use_sim_time"), "--namespace", value("namespace")]
-    node = Node(package="sage_ros", executable="pick_place", arguments=options, output="screen")
+    options = {"--episodes" if name == "episode" else f"--{name.replace('_', '-')}": LaunchConfiguration(name)
+               for name in (*ARGUMENTS, "params_file") if name != "composed"}
+    arguments = [part for option in options.items() for part in option]
+    node = Node(
+        package="sage_ros", executable="pick_place", arguments=arguments, output="screen", sigterm_timeout=PATIENCE
+    )
     return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end)), node]
 
 
@@ -126,13 +161,13 @@ def generate_launch_description() -> LaunchDescription:
             description="ROS parameters of all nodes; the arguments above go over it",
         )
     )
-    replay = EqualsSubstitution(LaunchConfiguration("source"), "replay")
     in_one = LaunchConfiguration("composed")
     return LaunchDescription([
         *declared,
         OpaqueFunction(function=check_params_file),
         GroupAction(
-            [PushRosNamespace(LaunchConfiguration("namespace")), *separate(replay)], condition=UnlessCondition(in_one)
+            [PushRosNamespace(LaunchConfiguration("namespace")), *Supervision().actions()],
+            condition=UnlessCondition(in_one),
         ),
         GroupAction(composed(), condition=IfCondition(in_one)),
     ])  # fmt: skip

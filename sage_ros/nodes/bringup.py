@@ -1,117 +1,83 @@
-"""Bring lifecycle nodes up in order and down in reverse, through the services that any manager would use."""
+"""bringup: brings the named lifecycle nodes up in order and, if asked to, stays and keeps them up."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
 
 import rclpy
-from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from sage_ros.core.restarts import RestartLimit
+from sage_ros.nodes.lifecycle import StopRequest
+from sage_ros.nodes.supervision import Bringup, BringupError, NodeError, Stopped, Supervisor
 
-class BringupError(RuntimeError):
-    """A node that did not come up: says which, at what, and where to look."""
-
-
-class Bringup:
-    """Drives the named lifecycle nodes of ``namespace``, whether they run in this process or in others.
-
-    ``check`` is called while waiting and may raise, so that the death of a node's process ends the wait.
-    ``follow_arguments`` takes namespace and remappings from the process's ROS arguments.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        namespace: str = "",
-        timeout: float = 60.0,
-        check: Callable[[], None] = lambda: None,
-        follow_arguments: bool = False,
-    ) -> None:
-        self.names, self.timeout, self.check = tuple(names), timeout, check
-        self._node = Node("bringup", namespace=namespace or None, use_global_arguments=follow_arguments)
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
-
-    def __enter__(self) -> Bringup:
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._executor.remove_node(self._node)
-        self._executor.shutdown()
-        self._node.destroy_node()
-
-    def up(self) -> None:
-        """Configure all, then activate all in order. Raises BringupError."""
-        for name in self.names:
-            self.change(name, Transition.TRANSITION_CONFIGURE)
-        for name in self.names:
-            self.change(name, Transition.TRANSITION_ACTIVATE)
-
-    def down(self) -> None:
-        """Deactivate all in reverse order. Raises BringupError."""
-        for name in reversed(self.names):
-            if self.state(name) == State.PRIMARY_STATE_ACTIVE:
-                self.change(name, Transition.TRANSITION_DEACTIVATE)
-
-    def state(self, name: str) -> int:
-        """The node's lifecycle state, a constant of lifecycle_msgs/State. Raises BringupError."""
-        return self._call(name, GetState, "get_state", GetState.Request()).current_state.id
-
-    def change(self, name: str, transition: int) -> None:
-        """Ask for a transition, a constant of lifecycle_msgs/Transition. Raises BringupError if it fails."""
-        request = ChangeState.Request(transition=Transition(id=transition))
-        if not self._call(name, ChangeState, "change_state", request).success:
-            verb = {Transition.TRANSITION_CONFIGURE: "configured", Transition.TRANSITION_ACTIVATE: "activated"}
-            raise BringupError(f"{name} could not be {verb.get(transition, 'changed')}: see its error above")
-
-    def _call(self, name: str, kind: type, service: str, request: object) -> Any:
-        client = self._node.create_client(kind, f"{name}/{service}")
-        try:
-            self._wait(client.service_is_ready, f"{name} does not answer: is it running?")
-            future = client.call_async(request)
-            self._wait(future.done, f"{name} did not finish {service} within {self.timeout:.0f} s")
-            return future.result()
-        finally:
-            self._node.destroy_client(client)
-
-    def _wait(self, ready: Callable[[], bool], complaint: str) -> None:
-        deadline = time.monotonic() + self.timeout
-        while not ready():
-            self.check()
-            if time.monotonic() > deadline:
-                raise BringupError(complaint)
-            self._executor.spin_once(timeout_sec=0.02)
+__all__ = ["Bringup", "BringupError", "NodeError", "Supervisor"]
 
 
 def main(args: list[str] | None = None) -> int:
     """``bringup NAME ...``: configure the named nodes of this namespace, then activate them in that order."""
     argv = sys.argv if args is None else ["bringup", *args]
-    parser = argparse.ArgumentParser("bringup", description=main.__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="lifecycle nodes, who feeds the others last")
-    parser.add_argument("--timeout", type=float, default=60.0, help="longest wait for each step, in s (default: 60)")
-    options = parser.parse_args(remove_ros_args(argv)[1:])
-    rclpy.init(args=argv)
+    options = _parse(remove_ros_args(argv)[1:])
+    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    stop = StopRequest()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Stopped("stopped while bringing up")
+
+    limit = RestartLimit(options.restarts, options.window)
+    supervisor = Supervisor(
+        options.names, restart=options.restart, limit=limit, patience=options.patience,
+        timeout=options.timeout, check=check, follow_arguments=True,
+    )  # fmt: skip
     try:
-        with Bringup(options.names, timeout=options.timeout, follow_arguments=True) as bringup:
-            bringup.up()
-        print(f"bringup: {', '.join(options.names)} are active", flush=True)
+        with supervisor:
+            try:
+                supervisor.up()
+                if options.enable:
+                    supervisor.enable()
+                print(f"bringup: {', '.join(options.names)} are active", flush=True)
+                if options.supervise:
+                    supervisor.run(stop.is_set)
+            finally:
+                if options.supervise:
+                    supervisor.check = lambda: None
+                    supervisor.down()
         return 0
     except BringupError as error:
         print(f"bringup: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 1
     finally:
         rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in lifecycle.run
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "bringup",
+        description=main.__doc__,
+        epilog="Start the nodes first, each in its process (ros2 run sage_ros vision_irp ...). With --supervise, what "
+        "started them starts a dead one again (respawn in a launch file); bringup then brings it up, and gives up with "
+        "exit code 1 if that does not help. A safety_filter that comes back is in dry run and stays so.",
+    )
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="lifecycle nodes, who feeds the others last")
+    add("--timeout", type=float, default=60.0, help="longest wait for each step, in s (default: 60)")
+    add("--enable", action="store_true", help="once all are active, enable the safety_filter: the robot may move")
+    add("--supervise", action="store_true",
+        help="stay; bring up again who dies, stands still or fails; on Ctrl-C take all down in reverse order")
+    add("--restart", nargs="*", metavar="NAME", help="who may be restarted (default: all); else it is the end of all")
+    add("--restarts", type=int, default=5, help="restarts that each node has within --window (default: 5)")
+    add("--window", type=float, default=60.0, help="s (default: 60)")
+    add("--patience", type=float, default=30.0, help="how long a node may be gone, in s (default: 30)")
+    options = parser.parse_args(args)
+    unknown = sorted(set(options.restart or ()) - set(options.names))
+    if unknown:
+        parser.error(f"--restart names {', '.join(unknown)}, which is not among the nodes to bring up")
+    return options
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ STREAM = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+PARENT = "SAGE_ROS_PARENT"  # process id
+PR_SET_PDEATHSIG = 1
 
 Status = tuple[bytes, str, dict[str, object]]
 EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, LookupError)
@@ -272,12 +276,21 @@ class Spinner:
 
 
 class StopRequest(threading.Event):
-    """Set by SIGINT and SIGTERM. Our own handlers, so that the context is still valid for a last message."""
+    """Set by SIGINT and SIGTERM. Our own handlers, so that the context is still valid for a last message.
+
+    Where a parent process is named by ``PARENT`` in the environment, its death is a SIGTERM too, on Linux: nobody would
+    supervise us any more.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self.set())
+        parent = os.environ.get(PARENT)
+        if parent and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != int(parent):  # it died before we asked
+                self.set()
 
 
 def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> int:

@@ -338,6 +338,8 @@ def _metrics(checkpoint: Path) -> dict[str, Any]:
 
 def label_episodes(session: Session, metrics: dict[str, Any]) -> None:
     """Say of each episode whether the student of ``metrics`` was trained on it, or why that cannot be said."""
+    if not any(recording.episode is not None for recording in session.recordings):
+        return
     folders = {Path(recording.dataset) for recording in session.recordings if recording.dataset}
     if len(folders) != 1 or not (folder := folders.pop()).is_dir():
         session.remarks.append("trained on or held out: unknown, the data set that was replayed is not on this machine")

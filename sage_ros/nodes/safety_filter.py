@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range
 
+POLICY = "sage_policy"  # the node whose end is noticed at once
 BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
 DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged
 LEVELS = {
@@ -45,9 +47,9 @@ class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
     robot_description: str = option("", "URDF of the robot; empty: only what the topic robot_description says")
     require_description: bool = option(False, "refuse to enable until there is a robot_description")
     policy_range: bool = option(True, "keep to the positions that the policy was trained to command")
-    max_velocity: float = option(2.0, "speed of joints for which nothing else says it (rad/s)", low=0.001, high=100.0)
-    max_acceleration: float = option(12.0, "their acceleration (rad/s^2)", low=0.01, high=1e4)
-    max_jerk: float = option(200.0, "their jerk (rad/s^3)", low=0.1, high=1e6)
+    max_velocity: float = option(2.0, "greatest speed of any joint (rad/s)", low=0.001, high=100.0)
+    max_acceleration: float = option(12.0, "greatest acceleration (rad/s^2)", low=0.01, high=1e4)
+    max_jerk: float = option(200.0, "greatest jerk (rad/s^3)", low=0.1, high=1e6)
 
     def __post_init__(self) -> None:
         SafetyConfig.__post_init__(self)
@@ -59,7 +61,7 @@ class SafetyFilterNode(SageNode):
 
     Starts as a dry run: ``~/enable`` lets set points out, ``~/stop`` is an emergency hold that lasts until ``~/reset``.
     ``~/state`` (latched DiagnosticArray) says what the filter does and why. Limits are the tightest of the URDF's, of
-    ``joint_limits.<joint>.*`` (named as in ros2_control's joint_limits.yaml) and of the policy's range.
+    ``joint_limits.<joint>.*`` (named as in ros2_control's joint_limits.yaml), of the policy's range and of ``max_*``.
     """
 
     Config = FilterConfig
@@ -93,6 +95,7 @@ class SafetyFilterNode(SageNode):
         self._command = Float64MultiArray()
         self._last_message = joint_message(self._joints, np.zeros(len(self._joints)), Header())
         self._told = None
+        self._next_ahead = 0.0  # steady: when a hold is told again
         self.listen(JointTrajectory, "action", self._on_action)
         self.listen(JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
@@ -106,7 +109,7 @@ class SafetyFilterNode(SageNode):
             self.create_service(Trigger, "~/reset", self._on_reset),
         )
         self._entities += [(self.destroy_service, service) for service in services]
-        self._liveliness = Liveliness(self, ["sage_policy"], self._on_liveliness)
+        self._liveliness = Liveliness(self, [POLICY], self._on_liveliness)
 
     def teardown(self) -> None:
         if self._liveliness is not None:
@@ -127,9 +130,10 @@ class SafetyFilterNode(SageNode):
             for flag, values in CONFIGURED.items():
                 if self.get_parameter(f"joint_limits.{joint}.{flag}").value:
                     given[joint] |= {n: self.get_parameter(f"joint_limits.{joint}.{n}").value for n in (flag, *values)}
-        defaults = Bounds(velocity=c.max_velocity, acceleration=c.max_acceleration, jerk=c.max_jerk)
+        most = Bounds(velocity=c.max_velocity, acceleration=c.max_acceleration, jerk=c.max_jerk)
         urdf = c.robot_description or self._description or None
-        return resolve_limits(self._joints, urdf, given, defaults, self._trained)
+        limits = resolve_limits(self._joints, urdf, given, most, self._trained)
+        return limits.tightened({joint: most for joint in self._joints})
 
     def changed(self) -> None:
         self._filter.config = self._filter.queue.config = self.config
@@ -166,7 +170,7 @@ class SafetyFilterNode(SageNode):
                 self._filter.chunk(nanoseconds(message.header.stamp), message.joint_names, rows, times, now, steady)
         except Refusal as refusal:
             return self._refuse("action", refusal)
-        if self._trajectories.get_subscription_count() and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
+        if self._filter.mode is Mode.RUNNING:
             self._send_ahead(now)
 
     def _on_joints(self, message: JointState) -> None:
@@ -213,6 +217,11 @@ class SafetyFilterNode(SageNode):
             set_point = self._filter.tick(now, steady)
         if set_point is not None:
             self._send(set_point)
+            if self._filter.mode is Mode.RUNNING:
+                self._next_ahead = 0.0
+            elif steady >= self._next_ahead:  # no chunk may come to do it
+                self._next_ahead = steady + 1.0 / self._row_rate
+                self._send_ahead(now)
         if (self._filter.mode, self._filter.reason) != self._told:
             self._tell()
 
@@ -226,17 +235,25 @@ class SafetyFilterNode(SageNode):
         self.counts["set_points_out"] += 1
 
     def _send_ahead(self, now: int) -> None:
+        """For trajectory controllers: what is to come, or a hold."""
+        if not self._trajectories.get_subscription_count():
+            return
         rows = self._filter.ahead(now, self._row_rate)
         header = Header(stamp=to_stamp(now))
         self._trajectories.publish(trajectory_message(self._joints, ActionChunk(rows, self._row_rate), header))
 
     def _look_around(self) -> None:
         """Two who command one robot, or two who plan for one filter, are an emergency."""
-        for topic, mine in (("joint_command", 1), ("joint_trajectory", 1), ("action", 1)):
+        alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
+        for topic in ("joint_command", "joint_trajectory", "action"):
             infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-            names = [f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos]
-            if len(names) > mine:
-                self._filter.stop(f"{topic} has {len(names)} publishers: {', '.join(sorted(names))}")
+            names = Counter(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos)
+            policy = self.resolve_topic_name(POLICY)
+            if names[policy] > 1:  # a process that was killed stays in the graph for 20 s, beside the one in its place
+                names[policy] = max(1, min(names[policy], alive))
+            if names.total() > 1:
+                listed = ", ".join(sorted(names.elements()))
+                self._filter.stop(f"{topic} has {names.total()} publishers: {listed}")
 
     def _tell(self) -> None:
         mode, reason = self._told = (self._filter.mode, self._filter.reason)
