@@ -13,7 +13,7 @@ SECOND = 1_000_000_000
 NAMES = ["a", "b"]
 RATE = 100.0
 LIMITS = JointLimits(
-    ("a", "b"), np.array([[-1.0, 1.0], [-1.0, 1.0]]), np.array([1.0, 1.0]), np.array([8.0, 8.0]), np.array([100.0, 100.0])
+    ("a", "b"), np.array([[-1.0, 1.0]] * 2), np.array([1.0, 1.0]), np.array([8.0, 8.0]), np.array([100.0, 100.0])
 )
 
 
@@ -32,10 +32,10 @@ class Robot:
     def joints(self, **more: object) -> None:
         self.filter.joints(self.now, NAMES, self.at, self.now, self.ms / 1000, **more)  # type: ignore[arg-type]
 
-    def chunk(self, target: float | list[list[float]] = 0.5, names: list[str] = NAMES, stamp: int | None = None) -> None:
+    def chunk(self, target: float | list[list[float]] = 0.5, names: list[str] = NAMES) -> None:
         rows = [[target, -target]] * 16 if isinstance(target, float) else target
         times = [(i + 1) / 20 for i in range(len(rows))]
-        self.filter.chunk(self.now if stamp is None else stamp, names, rows, times, self.now, self.ms / 1000)
+        self.filter.chunk(self.now, names, rows, times, self.now, self.ms / 1000)
 
     def run(self, ms: int, chunks: bool = True, joints: bool = True, follow: bool = True) -> list[np.ndarray | None]:
         """Tick at 100 Hz, with a chunk every 50 ms."""
@@ -202,6 +202,15 @@ def test_a_robot_that_does_not_follow_is_an_emergency():
     robot = Robot(follow_tolerance=0.1, follow_time=0.3).moving()
     robot.run(1500, follow=False)
     assert robot.filter.mode is Mode.STOPPED and "from its set point for 0.3 s" in robot.filter.reason
+
+
+def test_a_robot_that_comes_back_elsewhere_is_an_emergency():
+    robot = Robot(follow_tolerance=0.1).moving()
+    robot.run(500, joints=False)
+    assert robot.filter.mode is Mode.HOLDING
+    robot.at = robot.at + 0.3
+    robot.run(10, follow=False)
+    assert robot.filter.mode is Mode.STOPPED
 
 
 @pytest.mark.parametrize("speed", [9.0, float("nan")])

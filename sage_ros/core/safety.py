@@ -127,7 +127,9 @@ class SafetyFilter:
     ) -> None:
         """Measured joints (rad; rad/s where known). Raises Refusal; then nothing changes."""
         measured = self.gate.check_joints(stamp, names, positions, now)
-        elapsed = min(steady - self._joints_at, self.config.joint_timeout)
+        elapsed = steady - self._joints_at
+        if elapsed > self.config.joint_timeout:
+            elapsed = np.inf  # it was out of sight: another robot, for all we know, unless it is where it was told to be
         self._measured, self._joints_at = measured, steady
         if self._enabled:
             self._watch(measured, elapsed)

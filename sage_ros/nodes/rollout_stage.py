@@ -42,9 +42,10 @@ SECOND = 1_000_000_000
 RATE = 100.0  # control ticks per second
 PERIOD = round(SECOND / RATE)
 FORGETFUL = ("safety_filter", "sage_policy", "trust_attention")  # what remembers an episode
+ROBOT_SERVICES = {SetParameters: "set_parameters", Trigger: "reset", GetState: "get_state"}
 PATIENT = 60.0  # s of wall time: in lock-step a slow computer must not be taken for a dead node
 FIRST = 20.0  # s of wall time for the first action of an episode
-STALLED = 20.0  # s of wall time without a frame
+STALLED = 6.0  # s of wall time without a frame
 TRIES = 3
 
 
@@ -74,7 +75,6 @@ class RosStage:
         if trial.pilot != "student":
             raise ValueError(f"through ROS only the student can act, not {trial.pilot}")
         self.trial, self.real_time, self._parameters = trial, real_time, dict(parameters or {})
-        self._clients: dict[str, Any] = {}
         self._phase, self._wanted = Phase.STANDING, -1
         self._changed = threading.Condition()  # guards what the callbacks and the caller share
         self._latest = 0  # stamp of the newest frame, ns; 0: none yet
@@ -138,6 +138,7 @@ class RosStage:
 
     def _connect(self) -> None:
         node, latency = self._node, bool(self.trial.latency)
+        self._clients = {kind: node.create_client(kind, f"sim_robot/{name}") for kind, name in ROBOT_SERVICES.items()}
         node.create_subscription(JointState, "joint_states", self._on_joints, RELIABLE)
         node.create_subscription(DiagnosticArray, "sim_robot/episode", self._on_episode, LATCHED)
         node.create_subscription(DiagnosticArray, "safety_filter/state", self._on_state, LATCHED)
@@ -209,13 +210,13 @@ class RosStage:
     def _reset(self, seed: int) -> None:
         """Ask for the seed and the reset, which comes with the next frame, and wait for that frame."""
         parameters = SetParameters.Request(parameters=[Parameter("seed", value=seed).to_parameter_msg()])
-        answer = self._wait_for(self._ask(SetParameters, "sim_robot/set_parameters", parameters), "sim_robot")
+        answer = self._wait_for(self._ask(SetParameters, parameters), "sim_robot")
         if not answer.results[0].successful:
             raise StageError(f"sim_robot does not take the seed: {answer.results[0].reason}")
-        reset = self._ask(Trigger, "sim_robot/reset", Trigger.Request())
+        reset = self._ask(Trigger, Trigger.Request())
         if not self.real_time:
             # Who answers requests one by one has heard the reset before this one.
-            self._wait_for(self._ask(GetState, "sim_robot/get_state", GetState.Request()), "sim_robot")
+            self._wait_for(self._ask(GetState, GetState.Request()), "sim_robot")
         with self._changed:
             self._phase = Phase.IDLE
             if not self.real_time:
@@ -251,12 +252,10 @@ class RosStage:
 
     # Waiting
 
-    def _ask(self, kind: type, name: str, request: Any) -> Any:
-        if name not in self._clients:
-            self._clients[name] = self._node.create_client(kind, name)
-        if not self._clients[name].wait_for_service(FIRST):
-            raise StageError(f"no service {name}")
-        return self._clients[name].call_async(request)
+    def _ask(self, kind: type, request: Any) -> Any:
+        if not self._clients[kind].wait_for_service(FIRST):
+            raise StageError(f"no service sim_robot/{ROBOT_SERVICES[kind]}")
+        return self._clients[kind].call_async(request)
 
     def _wait_for(self, future: Any, name: str) -> Any:
         self._await(future.done, f"an answer from {name}", FIRST)

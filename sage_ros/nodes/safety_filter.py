@@ -31,6 +31,7 @@ from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range
 
+UNKNOWN = "_NODE_NAME_UNKNOWN_"
 POLICY = "sage_policy"  # the node whose end is noticed at once
 BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
 DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged
@@ -247,7 +248,9 @@ class SafetyFilterNode(SageNode):
         alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
         for topic in ("joint_command", "joint_trajectory", "action"):
             infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-            names = Counter(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos)
+            # A node that is only half discovered has no name yet; the next look comes in 50 ms
+            named = [info for info in infos if info.node_name != UNKNOWN]
+            names = Counter(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in named)
             policy = self.resolve_topic_name(POLICY)
             if names[policy] > 1:  # a process that was killed stays in the graph for 20 s, beside the one in its place
                 names[policy] = max(1, min(names[policy], alive))

@@ -107,9 +107,10 @@ class SimRobot(SageNode):
             raise RuntimeError(str(error)) from error
 
     def _who_publishes(self, topic: str) -> list[str]:
-        """Full names of the nodes that publish on ``topic``, one for each publisher."""
+        """Full names of the nodes that publish on ``topic``, each once: one that was killed stays in the graph for
+        20 s beside the one that took its place."""
         infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-        return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos)
+        return sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos})
 
     def start(self) -> None:
         self._descriptions.publish(String(data=urdf(self._world.model)))

@@ -193,8 +193,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
 def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     """Load and check a checkpoint. Raises CheckpointError on anything missing, altered or that does not fit."""
     folder = Path(folder).expanduser().absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder: give a student checkpoint's, or train one with `distil`")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICKLED:
             raise CheckpointError(

@@ -61,6 +61,10 @@ class Manifest:
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read and check a config.json. Raises CheckpointError on anything missing, unknown or of the wrong type."""
+        if not path.parent.is_dir():
+            raise CheckpointError(
+                f"{path.parent}: no such folder: give a student checkpoint's, or train one with `distil`"
+            )
         content = read_json(path)
         if content.get("format") != FORMAT:
             raise CheckpointError(
