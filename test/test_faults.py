@@ -389,7 +389,7 @@ def test_processes_that_are_killed_or_stand_still_hold_the_robot_and_come_back(p
             robot.rests()
             probe.until(lambda n=name: any(f"{n} is active again" in line for line in errors), f"{name}'s return", 60.0)
             robot.moves()
-            assert process_of(alive[name][0]) != process_of(alive[name][-1])
+            assert process_of(alive[name][0]) != process_of(alive[name][-1]), "".join(errors)
             assert_keeps(usual_limits(), robot.commands)
         assert "STOPPED" not in {state.status[0].message for state in robot.states}
         pipeline.send_signal(signal.SIGINT)

@@ -129,7 +129,7 @@ class SafetyFilter:
         measured = self.gate.check_joints(stamp, names, positions, now)
         elapsed = steady - self._joints_at
         if elapsed > self.config.joint_timeout:
-            elapsed = np.inf  # it was out of sight: another robot, for all we know, unless it is where it was told to be
+            elapsed = np.inf  # out of sight: another robot, for all we know, unless it is where it was told to be
         self._measured, self._joints_at = measured, steady
         if self._enabled:
             self._watch(measured, elapsed)

@@ -126,8 +126,9 @@ class SafetyFilterNode(SageNode):
 
     def _limits(self) -> JointLimits:
         c = self.config
-        given: dict[str, dict[str, float | bool]] = {joint: {} for joint in self._joints}
+        given: dict[str, dict[str, float | bool]] = {}
         for joint in self._joints:
+            given[joint] = {}
             for flag, values in CONFIGURED.items():
                 if self.get_parameter(f"joint_limits.{joint}.{flag}").value:
                     given[joint] |= {n: self.get_parameter(f"joint_limits.{joint}.{n}").value for n in (flag, *values)}
