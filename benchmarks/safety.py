@@ -4,6 +4,7 @@ Cost: one core computes set points for 44 joints (a GR1's) that follow a smooth 
 Faults: episodes with random robots and random plans, a large part of them broken: jumps, values that are not
 finite, joints permuted, unknown, missing or repeated, stale, future and late chunks, gaps, holds, a clock set back. A
 broken chunk that is taken for a plan counts as let through.
+Processes: see safety_processes.py, which does the same to the node in its own process, and measures how soon it brakes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from functools import partial
 
 import numpy as np
 from harness import Bar, arguments, conclude
+from safety_processes import bars as process_bars
+from safety_processes import process_episodes
 from tqdm import tqdm
 
 from sage_ros.core.chunks import ActionChunk
@@ -34,16 +37,20 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--episodes", type=int, default=10_000, help="fault episodes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="first episode's seed (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the set points, 200 fault episodes")
+    parser.add_argument("--process-episodes", type=int, default=200, help="fault episodes with processes (%(default)s)")
+    parser.add_argument("--kills", type=int, default=10, help="policies to kill (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of all")
     options = parser.parse_args()
     episodes = 200 if options.quick else options.episodes
+    live, kills = (20, 2) if options.quick else (options.process_episodes, options.kills)
     figures = set_point_cost(2_000 if options.quick else 20_000) | fault_episodes(episodes, options.seed)
     bars: dict[str, Bar] = {
         "filter_ms_p99_44_joints": ("<=", 0.2),
         f"violations_{episodes}_episodes": ("<=", 0.0),
         "broken_chunks_let_through": ("<=", 0.0),
     }
-    conclude("safety", figures, bars, options.record)
+    figures |= process_episodes(live, kills, options.seed, violations)
+    conclude("safety", figures, bars | process_bars(live), options.record)
     return 0
 
 

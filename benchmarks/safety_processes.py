@@ -112,6 +112,7 @@ class Stage:
         self.commands: list[np.ndarray] = []
         self.stamps: list[int] = []  # of the set points
         self.chunks: list[int] = []  # of the good ones, when they were sent
+        self.heard: list[int] = []  # stamps of all chunks, whoever sent them
         self.enabled: list[int] = []  # when it was enabled (ns)
         self.sent = 0  # set points, as the filter counts them
         self.spoilers = {kind: Spoiler(InjectorConfig(kind=kind)) for kind in ("joints", "chunk")}
@@ -122,6 +123,7 @@ class Stage:
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         subscribe(Float64MultiArray, "joint_command", lambda m: self.commands.append(np.array(m.data)), LOSSLESS)
         subscribe(JointState, "last_command", lambda m: self.stamps.append(nanoseconds(m.header.stamp)), LOSSLESS)
+        subscribe(JointTrajectory, "action", lambda m: self.heard.append(nanoseconds(m.header.stamp)), LOSSLESS)
         self._spinner = Spinner(self.node)
         self._end = threading.Event()
         self._thread = threading.Thread(target=repeat, args=(self._work, PERIOD, self._end), daemon=True)
@@ -160,8 +162,7 @@ class Stage:
         publisher, self._actions = self._actions, None
         time.sleep(2 * EVERY * PERIOD)
         self.node.destroy_publisher(publisher)
-        subscribe = self.node.create_subscription
-        subscribe(JointTrajectory, "action", lambda m: self.chunks.append(nanoseconds(m.header.stamp)), LOSSLESS)
+        self.until("HOLDING", self.chunks[-1])
 
     # What an episode does
 
@@ -210,9 +211,9 @@ class Figures:
         self.kills: list[float] = []  # ms
         self.recoveries: list[int] = []  # ticks
 
-    def held(self, stage: Stage, hold: int, fault: int) -> None:
-        """Note when it held, ``fault`` being a moment (ns) after the last good chunk and before the hold."""
-        last = max(sent for sent in stage.chunks if sent <= fault)
+    def held(self, chunks: list[int], fault: int, hold: int) -> None:
+        """Note when it held (ns), having had none but good chunks until ``fault``."""
+        last = max(sent for sent in chunks if sent <= fault)
         self.holds.append((hold - last) / 1e6 - 1e3 * EVERY * PERIOD)
 
     def recovered(self, stage: Stage, good: int, running: int) -> None:
@@ -237,7 +238,7 @@ def episode(stage: Stage, rng: np.random.Generator, figures: Figures) -> None:
     stage.spoil(kind, fault, int(rng.integers(1000)))
     time.sleep(rng.uniform(0.25, 0.4))
     if holds:
-        figures.held(stage, stage.until("HOLDING", begin), begin)
+        figures.held(stage.chunks, begin, stage.until("HOLDING", begin))
         count = len(stage.chunks)
         stage.spoil(kind, "none")
         while len(stage.chunks) == count:
@@ -259,7 +260,7 @@ def kill(stage: Stage, rng: np.random.Generator, figures: Figures) -> None:
         child.kill()
         child.wait()
     hold = stage.until("HOLDING", killed)
-    figures.held(stage, hold, killed + round(TRANSPORT * SECOND))
+    figures.held(stage.heard, killed, hold)
     figures.kills.append((hold - killed) / 1e6)
     time.sleep(1.5)  # until it is known to be gone: the next one is not a second
 

@@ -315,10 +315,9 @@ class TestFaultsInThePipeline:
     """One pipeline for all, as each fault must pass without a trace."""
 
     @pytest.mark.parametrize("where, fault", [
-        ("camera_fault", "drop"), ("camera_fault", "freeze"), ("camera_fault", "stale"), ("camera_fault", "truncate"),
-        ("joint_fault", "drop"), ("joint_fault", "nan"), ("joint_fault", "missing_joint"),
-        ("action_fault", "drop"), ("action_fault", "inf"), ("action_fault", "unknown_joint"),
-        ("action_fault", "future"),
+        ("camera_fault", "drop"), ("camera_fault", "freeze"), ("camera_fault", "truncate"),
+        ("joint_fault", "drop"), ("joint_fault", "nan"),
+        ("action_fault", "drop"), ("action_fault", "inf"), ("action_fault", "future"),
     ])  # fmt: skip
     def test_the_robot_holds_as_long_as_the_fault_lasts(self, pipeline: Pipeline, where: str, fault: str) -> None:
         robot, injector = pipeline.robot, pipeline.injectors[where]
@@ -389,7 +388,8 @@ def test_processes_that_are_killed_or_stand_still_hold_the_robot_and_come_back(p
             robot.rests()
             probe.until(lambda n=name: any(f"{n} is active again" in line for line in errors), f"{name}'s return", 60.0)
             robot.moves()
-            assert process_of(alive[name][0]) != process_of(alive[name][-1]), "".join(errors)
+            probe.until(lambda n=name: len(alive[n]) > 1, "the new process to announce itself")
+            assert process_of(alive[name][0]) != process_of(alive[name][-1])
             assert_keeps(usual_limits(), robot.commands)
         assert "STOPPED" not in {state.status[0].message for state in robot.states}
         pipeline.send_signal(signal.SIGINT)

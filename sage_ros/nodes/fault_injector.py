@@ -26,8 +26,9 @@ VECTORS = {
 }  # values by joint, in a joint state and in a point of a trajectory
 
 # What happens to single messages, by what they need to have
-TO_ALL = ("none", "drop", "freeze", "freeze_content", "delay", "stale", "future", "out_of_order", "duplicate")
-TO_ALL += ("truncate",)
+TO_ALL = (
+    "none", "drop", "freeze", "freeze_content", "delay", "stale", "future", "out_of_order", "duplicate", "truncate",
+)  # fmt: skip
 TO_IMAGES = ("black", "encoding")
 TO_VALUES = ("nan", "inf", "jump", "permute", "mislabel", "missing_joint", "unknown_joint", "repeated_joint")
 FAULTS = {"image": TO_ALL + TO_IMAGES, "joints": TO_ALL + TO_VALUES, "chunk": TO_ALL + TO_VALUES}

@@ -142,6 +142,7 @@ class SafetyFilterNode(SageNode):
         self._filter.gate.config = self.config
 
     def start(self) -> None:
+        self.clear()
         self._tell()
 
     def stop(self) -> None:

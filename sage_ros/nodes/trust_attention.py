@@ -48,6 +48,9 @@ class TrustAttentionNode(SageNode):
     def changed(self) -> None:
         self._filter.config = self.config
 
+    def stop(self) -> None:
+        self.clear()
+
     def clear(self) -> None:
         self._last_stamp, self._latest = None, None
         self._filter.reset()

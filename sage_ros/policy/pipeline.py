@@ -67,16 +67,17 @@ class Pipeline:
         chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task))
         doubt = disagreement(stamp, chunk, *self._previous) / DOUBT if self._previous else 0.0
         self._previous = (stamp, chunk)
-        self._pending.append((stamp + self.latency, stamp, chunk.positions, 1.0 / (1.0 + doubt**2)))
+        confidence = float(np.float32(1.0 / (1.0 + doubt**2)))  # as it travels
+        self._pending.append((stamp + self.latency, stamp, chunk.positions, confidence))
         self._deliver(stamp)
 
     def tick(self, now: int) -> np.ndarray:
         """The set point (A,) of this control tick; where the filter sends none, the pose that is held."""
-        self._deliver(now)
         set_point = self.filter.tick(now, now / SECOND)
         if set_point is None:
             raise RuntimeError(f"the safety filter stopped: {self.filter.reason}")
         self._commands.add(now, set_point)
+        self._deliver(now)  # what arrives in this tick acts from the next one on
         return set_point
 
     def _deliver(self, now: int) -> None:
