@@ -112,7 +112,6 @@ class Stage:
         self.commands: list[np.ndarray] = []
         self.stamps: list[int] = []  # of the set points
         self.chunks: list[int] = []  # of the good ones, when they were sent
-        self.heard: list[int] = []  # stamps of all chunks, whoever sent them
         self.enabled: list[int] = []  # when it was enabled (ns)
         self.sent = 0  # set points, as the filter counts them
         self.spoilers = {kind: Spoiler(InjectorConfig(kind=kind)) for kind in ("joints", "chunk")}
@@ -123,7 +122,6 @@ class Stage:
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         subscribe(Float64MultiArray, "joint_command", lambda m: self.commands.append(np.array(m.data)), LOSSLESS)
         subscribe(JointState, "last_command", lambda m: self.stamps.append(nanoseconds(m.header.stamp)), LOSSLESS)
-        subscribe(JointTrajectory, "action", lambda m: self.heard.append(nanoseconds(m.header.stamp)), LOSSLESS)
         self._spinner = Spinner(self.node)
         self._end = threading.Event()
         self._thread = threading.Thread(target=repeat, args=(self._work, PERIOD, self._end), daemon=True)
@@ -250,7 +248,7 @@ def episode(stage: Stage, rng: np.random.Generator, figures: Figures) -> None:
 def kill(stage: Stage, rng: np.random.Generator, figures: Figures) -> None:
     """A policy's process moves the robot, and dies."""
     begin = time.time_ns()
-    child = subprocess.Popen([sys.executable, __file__], start_new_session=True)
+    child = subprocess.Popen([sys.executable, __file__], start_new_session=True, stdout=subprocess.PIPE, text=True)
     try:
         stage.until("RUNNING", begin)
         time.sleep(rng.uniform(0.5, 0.6))
@@ -258,9 +256,9 @@ def kill(stage: Stage, rng: np.random.Generator, figures: Figures) -> None:
         killed = time.time_ns()
     finally:
         child.kill()
-        child.wait()
+        sent = [int(line) for line in child.communicate()[0].splitlines()]
     hold = stage.until("HOLDING", killed)
-    figures.held(stage.heard, killed, hold)
+    figures.held(sent, killed, hold)
     figures.kills.append((hold - killed) / 1e6)
     time.sleep(1.5)  # until it is known to be gone: the next one is not a second
 
@@ -307,14 +305,15 @@ def process_episodes(
 
 
 def policy() -> None:
-    """The policy that is killed: plans until then."""
+    """The policy that is killed: plans until then, and prints when (ns)."""
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node, waves = Node("sage_policy", use_global_arguments=False), Waves()
     publisher, alive = node.create_publisher(JointTrajectory, "action", RELIABLE), announce(node)
     end, parent = threading.Event(), os.getppid()
 
     def plan(_: int) -> None:
-        publisher.publish(waves.chunk(time.time_ns()))
+        publisher.publish(waves.chunk(now := time.time_ns()))
+        print(now, flush=True)
         if os.getppid() != parent:
             end.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import sys
 import time
 from collections import Counter
@@ -135,7 +136,7 @@ class SafetyFilterNode(SageNode):
         most = Bounds(velocity=c.max_velocity, acceleration=c.max_acceleration, jerk=c.max_jerk)
         urdf = c.robot_description or self._description or None
         limits = resolve_limits(self._joints, urdf, given, most, self._trained)
-        return limits.tightened({joint: most for joint in self._joints})
+        return limits.tightened(dict.fromkeys(self._joints, most))
 
     def changed(self) -> None:
         self._filter.config = self._filter.queue.config = self.config
@@ -311,6 +312,8 @@ class SafetyFilterNode(SageNode):
 
 
 def main(args: list[str] | None = None) -> int:
+    gc.collect()
+    gc.freeze()  # to look through all libraries for garbage would now and then take several set points' time
     return run(SafetyFilterNode, args)
 
 
