@@ -111,7 +111,7 @@ def test_bad_input_gives_no_action(episode):
     frame, names, state = episode.frames()[0], episode.state_joints.names, episode.state[0]
     with Graph(PIPELINE) as graph:
         probe = graph.up().probe
-        policy, vision = graph.nodes[1], graph.nodes[3]
+        policy, vision = graph.nodes[2], graph.nodes[4]
         actions = probe.listen(JointTrajectory, "action")
         tokens = probe.listen(Image, "vision/tokens", STREAM)
         states = probe.listen(DiagnosticArray, "metabolic_state", LATCHED)

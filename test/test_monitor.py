@@ -283,6 +283,9 @@ def test_episodes_are_labelled_only_if_the_student_knows_the_data_set(tmp_path: 
     metrics = {"split": {"train": [0], "validation": [], "held_out": [1]}, "dataset": {"fingerprint": "other"}}
     session = monitor_module.Session(time.time_ns())
     label_episodes(session, metrics)
+    assert not session.split and not session.remarks, "nothing was replayed"
+    session.begin(time.time_ns(), 1, "pick", 8, FPS, "/not/here")
+    label_episodes(session, metrics)
     assert not session.split and "unknown" in session.remarks[-1]
     session.begin(time.time_ns(), 1, "pick", 8, FPS, str(data))
     session.joints(1, 1, NAMES, np.zeros(3))

@@ -117,7 +117,8 @@ def test_the_robot_holds_while_vision_is_dead_and_goes_on_when_it_is_back(probe,
     assert np.ptp(still, axis=0).max() < 1e-6
     told = len(states)
     probe.until(lambda: any(s.status[0].message == "RUNNING" for s in states[told:]), "it to go on", timeout=60.0)
-    assert len(alive) == 2 and process_of(alive[0]) != process_of(alive[1])
+    probe.until(lambda: len(alive) == 2, "the new process to announce itself")
+    assert process_of(alive[0]) != process_of(alive[1])
     probe.until(lambda: np.abs(np.subtract(commands[-1].data, still[-1])).max() > 0.01, "motion", timeout=10.0)
     assert max(np.diff(arrived)) < 1.0
     pipeline.send_signal(signal.SIGINT)

@@ -113,6 +113,27 @@ class SageNode(LifecycleNode):
         timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
         self._entities.append((self.destroy_timer, timer))
 
+    def in_step(self, period: float, callback: Callable[[], None]) -> None:
+        """Call back each ``period`` (s) of the node's clock while the node is active.
+
+        In simulated time by the clock's own messages: a timer that is late for one of them misses that moment for good,
+        and a world that waits for its answer would wait for ever.
+        """
+        if not self.get_parameter("use_sim_time").value:
+            return self.every(period, callback, clock=self.steady)
+        called, slack = 0, 1_000_000  # ns
+
+        def on_clock(jump: TimeJump) -> None:
+            nonlocal called
+            now = self.get_clock().now().nanoseconds
+            if self.active and (now < called or now - called >= period * 1e9 - slack):
+                called = now
+                callback()
+
+        step = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
+        handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
+        self._entities.append((lambda jumps: jumps.unregister(), handle))
+
     def listen_to_metabolism(self, callback: Callable[[dict[str, str]], None]) -> None:
         """Call back with the metabolic state's values, such as ``vision_rate``, and its name as ``state``."""
 

@@ -102,8 +102,7 @@ class SafetyFilterNode(SageNode):
         self.listen(JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
         self.listen_to_metabolism(self._on_metabolism)
-        simulated = self.get_parameter("use_sim_time").value
-        self.every(1.0 / c.control_rate, self._tick, clock=self.get_clock() if simulated else self.steady)
+        self.in_step(1.0 / c.control_rate, self._tick)
         self.every(0.05, self._look_around, clock=self.steady)
         services = (
             self.create_service(SetBool, "~/enable", self._on_enable),
