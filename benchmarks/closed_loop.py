@@ -1,9 +1,10 @@
 """Does the robot do its task? The shipped student in the simulated world, on seeds that nothing was trained on.
 
-through ROS     all nodes and the simulated robot in lock-step at their default settings, as they are and with 150 ms
-                added to each action; in real time, whether the camera keeps its 20 frames a second meanwhile
-in one thread   the same student beside the expert, holding still, and chunks carried out to their end; where cube and
-                plate lie in a region half as wide again; and whether both pipelines move the arm alike
+through ROS     all nodes and the simulated robot in lock-step; in real time, whether the camera keeps its 20 frames a
+                second meanwhile
+in one thread   the same student beside the expert, holding still, and chunks carried out to their end; with 150 ms added
+                to each action; where cube and plate lie in a region half as wide again
+both            on every seed as it is, and on the first ten of those that are late: whether the arm moves alike
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sage_ros.sim.trials import Trial
 
 LATE = 0.15  # s
 WIDE = 1.5
-ALIKE = 5  # seeds on which the pipelines are compared with added latency
+ALIKE = 10  # seeds on which the pipelines are compared with added latency
 ROUNDING = 1e-6  # rad
 
 
@@ -44,14 +45,14 @@ def main() -> int:
 
     found = play("plain", [*compared(trial), Way("ros", trial, ros=True)])
     both = play("late", [Way("late-core", late), Way("late", late, ros=True)], seeds[:ALIKE])
-    rest = play("later", [Way("late", late, ros=True)], seeds[ALIKE:])
-    found |= {"late": both["late"] + rest["late"]} | play("wide", [Way("wide", wide)])
+    rest = play("later", [Way("late-core", late)], seeds[ALIKE:])
+    found |= {"late": both["late-core"] + rest["late-core"]} | play("wide", [Way("wide", wide)])
     for name, records in found.items():
         print(summary_text(name, summary(records)), flush=True)
 
     figures = {
         "ros_success_percent": percent(found["ros"]),
-        "ros_150ms_late_success_percent": percent(found["late"]),
+        "late_150ms_success_percent": percent(found["late"]),
         "region_1.5_success_percent": percent(found["wide"]),
         "core_success_percent": percent(found["student"]),
         "open_loop_success_percent": percent(found["open-loop"]),
@@ -67,7 +68,7 @@ def main() -> int:
     }
     bars: dict[str, Bar] = {
         "ros_success_percent": (">=", 95.0),
-        "ros_150ms_late_success_percent": (">=", 85.0),
+        "late_150ms_success_percent": (">=", 85.0),
         "verdicts_that_differ": ("<=", 0.0),
         "frames_per_s": (">=", 19.9),
     }

@@ -36,6 +36,7 @@ RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of a node that is only half discovered
 PARENT = "SAGE_ROS_PARENT"  # process id
 PR_SET_PDEATHSIG = 1
 

@@ -57,6 +57,7 @@ class MetabolicManager(SageNode):
                 raise ValueError(f"{held.value.lower()}.actuation is true, but a robot must hold in {held.value}")
         self._energy = Energy(c.capacity, c.recharge)
         self._machine = Metabolism(c)
+        self.changed()
         self._confidence = 1.0
         self._busy: dict[str, float] = {}
         self._faults: dict[str, str] = {}
@@ -106,7 +107,8 @@ class MetabolicManager(SageNode):
             except (KeyError, ValueError):
                 self.complain(f"{status.name} of {status.hardware_id} tells no busy_s and pid: not counted")
                 continue
-            self._spent += max(busy - self._busy.get(who, 0.0), 0.0)
+            # What a node spent before it was first heard of is not this store's to pay
+            self._spent += max(busy - self._busy.get(who, busy), 0.0)
             self._busy[who] = busy
             self._faults.pop(status.hardware_id, None)
             if status.level == DiagnosticStatus.ERROR:

@@ -41,7 +41,8 @@ from sage_ros.sim.trials import Trial
 SECOND = 1_000_000_000
 RATE = 100.0  # control ticks per second
 PERIOD = round(SECOND / RATE)
-FORGETFUL = ("safety_filter", "sage_policy", "trust_attention")  # what remembers an episode
+# What remembers an episode, or a crisis that it ended in
+FORGETFUL = ("metabolic_manager", "safety_filter", "sage_policy", "trust_attention")
 ROBOT_SERVICES = {SetParameters: "set_parameters", Trigger: "reset", GetState: "get_state"}
 PATIENT = 60.0  # s of wall time: in lock-step a slow computer must not be taken for a dead node
 FIRST = 20.0  # s of wall time for the first action of an episode
@@ -128,7 +129,7 @@ class RosStage:
         own["sim_robot"] = {"region_scale": t.region_scale, "control_rate": RATE}
         if lock_step:  # in which wall time means nothing, neither to watchdogs nor to the energy left
             own["safety_filter"] |= {"watchdog": PATIENT, "joint_timeout": PATIENT}
-            own["metabolic_manager"] |= {"override": "WAKE"}
+            own["metabolic_manager"] |= {"override": "WAKE", "capacity": 1e6}
             own["sim_robot"] |= {"publish_clock": True, "real_time_factor": 0.0, "patience": PATIENT}
         for name, value in self._parameters.items():
             own[name.split(".")[0]][name.split(".", 1)[1]] = value

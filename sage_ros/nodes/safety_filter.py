@@ -25,14 +25,13 @@ from sage_ros.core.gate import GateConfig, Refusal
 from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
 from sage_ros.core.options import option
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
-from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, UNKNOWN, SageNode, Status, run
 from sage_ros.nodes.liveliness import Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range
 
-UNKNOWN = "_NODE_NAME_UNKNOWN_"
 POLICY = "sage_policy"  # the node whose end is noticed at once
 BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
 DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged

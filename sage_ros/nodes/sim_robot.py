@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
 from sage_ros.core.timing import Stopwatch
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, UNKNOWN, SageNode, Status, run
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds, to_stamp
 from sage_ros.sim.controllers import ForwardController, Goal, TrajectoryController, set_point, trajectory
 from sage_ros.sim.description import CAMERA_FRAME, urdf
@@ -107,10 +107,12 @@ class SimRobot(SageNode):
             raise RuntimeError(str(error)) from error
 
     def _who_publishes(self, topic: str) -> list[str]:
-        """Full names of the nodes that publish on ``topic``, each once: one that was killed stays in the graph for
-        20 s beside the one that took its place."""
+        """Full names of the nodes that publish on ``topic``, each once."""
+        # One that was killed stays in the graph for 20 s beside the one that took its place,
         infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-        return sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos})
+        # and one that is only half discovered has no name yet.
+        named = [info for info in infos if info.node_name != UNKNOWN]
+        return sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in named})
 
     def start(self) -> None:
         self._descriptions.publish(String(data=urdf(self._world.model)))
