@@ -2,8 +2,8 @@
 
 through ROS     all nodes and the simulated robot in lock-step; in real time, whether the camera keeps its 20 frames a
                 second meanwhile
-in one thread   the same student beside the expert, holding still, and chunks carried out to their end; with 150 ms added
-                to each action; where cube and plate lie in a region half as wide again
+in one thread   the same student beside the expert, holding still, and chunks carried out to their end; with 150 ms
+                added to each action; where cube and plate lie in a region half as wide again
 both            on every seed as it is, and on the first ten of those that are late: whether the arm moves alike
 """
 
