@@ -289,7 +289,7 @@ def test_the_command_supervises_until_ctrl_c_and_then_takes_all_down(probe: Prob
     said, errors = bringup.communicate(timeout=30)
     assert bringup.returncode == 0, errors
     assert said.splitlines() == ["bringup: first, second are active"]
-    assert "second IS GONE" in errors and "second is active again" in errors
+    assert "second is active again" in errors  # it may have been replaced before it was missed
     assert [state(name) for name in ("first", "second")] == 2 * [State.PRIMARY_STATE_UNCONFIGURED]
 
 
