@@ -146,8 +146,7 @@ def draw_loop(session: Session) -> Figure | None:
         axes.plot(time, [m.command.get(name, np.nan) for m in trial.moments], color=CHUNK_LINE, lw=1)
         axes.set_title(f"{name} (rad)", fontsize=10)
     lines = [Line2D([], [], color=CHUNK_LINE, label="set point"), Line2D([], [], color=STATE_LINE, label="measured")]
-    curves.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    curves.supxlabel("time (s)", fontsize=10)
+    curves.legend(handles=lines, title="over time (s)", loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     fate = f"placed after {trial.placed:.1f} s" if trial.placed is not None else "not placed"
     figure.suptitle(f"Closed loop, world seed {trial.seed}: {fate}", fontsize=13)
     return figure
