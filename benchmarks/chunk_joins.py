@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from harness import Bar, arguments, conclude
 
-from sage_ros.core.execution import ExecutionConfig
-from sage_ros.nodes.rollout import STRATEGIES, UNSEEN, Way, evaluate, filter_bounds
+from sage_ros.core.execution import STRATEGIES, ExecutionConfig
+from sage_ros.nodes.rollout import UNSEEN, Way, evaluate, filter_bounds
 from sage_ros.sim.results import summary, summary_text
 from sage_ros.sim.trials import Trial
 

@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from sage_ros.core.figures import Figures, milliseconds
 from sage_ros.core.recording import Recording
 from sage_ros.core.samples import Picture
-from sage_ros.core.session import SECOND, Session
+from sage_ros.core.session import Session
+from sage_ros.core.timing import SECOND
 
 MOVING = 0.02  # rad between a joint's least and greatest position for it to count as moving
 MOST_JOINTS = 12  # drawn: those that move most

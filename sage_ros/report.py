@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 
 from sage_ros.core.figures import POLICIES, Figures, Score, format_table, milliseconds
-from sage_ros.core.session import SECOND, Session
+from sage_ros.core.session import Session
+from sage_ros.core.timing import SECOND
 from sage_ros.pictures import draw_joints, draw_latency, draw_loop, draw_timeline, draw_trust
 
 CAPTIONS = {

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.options import check, option
+from sage_ros.core.timing import SECOND
 
-SECOND = 1_000_000_000
+DOUBT = 0.3  # rad: disagreement that halves confidence
 KEPT = 64  # chunks remembered for the ensemble, and latencies for the estimate
+
+
+STRATEGIES = ("ensemble", "rtc", "latest", "open_loop")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class ExecutionConfig:
         "ensemble",
         "ensemble: weighted mean of all chunks; rtc: what is under way is frozen, then the new chunk fades in; "
         "latest: the newest at once; open_loop: each to its end",
-        choices=("ensemble", "rtc", "latest", "open_loop"),
+        choices=STRATEGIES,
     )
     fade: int = option(8, "rtc: rows after the frozen ones over which the new chunk takes over", low=1, high=1000)
     ensemble_decay: float = option(0.01, "ensemble: weight exp(-decay k) of the k-th oldest chunk", low=-9.0, high=9.0)
@@ -31,6 +36,22 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+class Plan(NamedTuple):
+    """A chunk, the stamp of its frame and when it arrived, both in ns."""
+
+    stamp: int
+    chunk: ActionChunk
+    arrived: int
+
+    @property
+    def end(self) -> float:
+        """When its last row is due (ns)."""
+        return self.stamp + len(self.chunk.positions) / self.chunk.rate * SECOND
+
+    def at(self, now: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.chunk.at((now - self.stamp) / SECOND)
 
 
 class ChunkQueue:
@@ -52,9 +73,8 @@ class ChunkQueue:
 
     def clear(self) -> None:
         """Forget all plans; what was learned about latency stays."""
-        self._plans: deque[tuple[int, ActionChunk]] = deque(maxlen=KEPT)
-        self._arrivals: deque[int] = deque(maxlen=KEPT)
-        self._next: tuple[int, ActionChunk] | None = None  # open_loop: waits for its turn
+        self._plans: deque[Plan] = deque(maxlen=KEPT)
+        self._next: Plan | None = None  # open_loop: waits for its turn
 
     @property
     def latency(self) -> float:
@@ -67,18 +87,17 @@ class ChunkQueue:
             self.latencies.append((now - stamp) / SECOND)
         self._measured = True
         strategy = self.config.strategy
+        plan = Plan(stamp, chunk, now)
         if strategy == "rtc" and self._plans:
-            stamp, chunk = self._faded(stamp, chunk, now)
+            plan = self._faded(plan)
         if strategy == "open_loop" and self._plans:
-            if _at(self._plans[-1], now) is None:
-                self._plans[-1] = self._next or (stamp, chunk)
-            self._next = (stamp, chunk)
+            if self._plans[-1].at(now) is None:
+                self._plans[-1] = self._next or plan
+            self._next = plan
             return
         if strategy != "ensemble":
             self._plans.clear()
-            self._arrivals.clear()
-        self._plans.append((stamp, chunk))
-        self._arrivals.append(now)
+        self._plans.append(plan)
 
     def sample(self, now: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Target (A,) and its velocity (A,) at ``now``; None if no plan reaches so far."""
@@ -86,15 +105,15 @@ class ChunkQueue:
             return None
         if self.config.strategy == "ensemble":
             return self._mean(now)
-        found = _at(self._plans[-1], now)
-        return _at(self._next, now) if found is None and self._next is not None else found
+        found = self._plans[-1].at(now)
+        return self._next.at(now) if found is None and self._next is not None else found
 
     def in_force(self, now: int) -> int:
         """Stamp of the newest chunk that :meth:`sample` goes by, which tells one plan from the next; 0: none."""
         plans = [*self._plans, *([self._next] if self._next else [])]
         if self.config.strategy == "open_loop":
-            plans = plans[:1] if plans and _at(plans[0], now) is not None else plans[1:]
-        return plans[-1][0] if plans else 0
+            plans = plans[:1] if plans and plans[0].at(now) is not None else plans[1:]
+        return plans[-1].stamp if plans else 0
 
     def ahead(self, now: int, rate: float) -> np.ndarray:
         """The plan from ``now`` on at ``rate`` rows a second, the first 1 / rate s from now: (R, A), R may be 0."""
@@ -107,11 +126,10 @@ class ChunkQueue:
         opinions: list[tuple[np.ndarray, np.ndarray]] = []
         weights: list[float] = []
         ramp = self.config.ensemble_ramp * SECOND + 1.0
-        for plan, arrived in zip(self._plans, self._arrivals, strict=True):
-            if (found := _at(plan, now)) is None:
+        for plan in self._plans:
+            if (found := plan.at(now)) is None:
                 continue
-            end = plan[0] + len(plan[1].positions) / plan[1].rate * SECOND
-            edge = min(1.0, (now - arrived + 1.0) / ramp, (end - now + 1.0) / ramp)
+            edge = min(1.0, (now - plan.arrived + 1.0) / ramp, (plan.end - now + 1.0) / ramp)
             weights.append(edge * math.exp(-self.config.ensemble_decay * len(opinions)))
             opinions.append(found)
         if not opinions:
@@ -119,22 +137,20 @@ class ChunkQueue:
         both = np.tensordot(np.array(weights) / sum(weights), np.array(opinions), axes=1)
         return both[0], both[1]
 
-    def _faded(self, stamp: int, chunk: ActionChunk, now: int) -> tuple[int, ActionChunk]:
-        """The new chunk, with what is under way at ``now`` in its first rows, and one before them for its own time."""
+    def _faded(self, plan: Plan) -> Plan:
+        """The new plan: what is under way as it arrives in its first rows, and one before them for its own time."""
+        stamp, chunk, now = plan
         period = round(SECOND / chunk.rate)
         frozen = (now - stamp) // period + 1  # rows, up to the one that is being approached
-        start = _at(self._plans[-1], stamp)
+        before = self._plans[-1]
+        start = before.at(stamp)
         rows = [] if start is None else [start[0]]
         for i, row in enumerate(chunk.positions):
             share = 1.0 if i < frozen else max(0.0, 1.0 - (i - frozen + 1) / self.config.fade)
-            was = _at(self._plans[-1], stamp + (i + 1) * period) if share else None
+            was = before.at(stamp + (i + 1) * period) if share else None
             mask = share * np.expm1(share) / np.expm1(1.0) if was is not None else 0.0  # the paper's decay
             rows.append(row if was is None else mask * was[0] + (1.0 - mask) * row)
-        return stamp - (period if start is not None else 0), replace(chunk, positions=np.array(rows))
-
-
-def _at(plan: tuple[int, ActionChunk], now: int) -> tuple[np.ndarray, np.ndarray] | None:
-    return plan[1].at((now - plan[0]) / SECOND)
+        return Plan(stamp - (period if start is not None else 0), replace(chunk, positions=np.array(rows)), now)
 
 
 def disagreement(stamp: int, chunk: ActionChunk, before: int, previous: ActionChunk) -> float:
@@ -145,7 +161,12 @@ def disagreement(stamp: int, chunk: ActionChunk, before: int, previous: ActionCh
     """
     pairs = []
     for i, row in enumerate(chunk.positions):
-        was = _at((before, previous), stamp + round((i + 1) * SECOND / chunk.rate))
+        was = previous.at((stamp - before + round((i + 1) * SECOND / chunk.rate)) / SECOND)
         if was is not None:
             pairs.append(row - was[0])
     return float(np.sqrt(np.mean(np.square(pairs)))) if pairs else 0.0
+
+
+def consistency(stamp: int, chunk: ActionChunk, last: tuple[int, ActionChunk] | None, doubt: float = DOUBT) -> float:
+    """Confidence in (0, 1] that a policy earns by agreeing with its ``last`` chunk; one half at ``doubt``."""
+    return 1.0 / (1.0 + (disagreement(stamp, chunk, *last) / doubt) ** 2) if last else 1.0

@@ -11,8 +11,8 @@ import numpy as np
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
+from sage_ros.core.timing import SECOND
 
-SECOND = 1_000_000_000  # ns
 UNEVEN = 0.01  # share of a row by which its time may be off
 
 

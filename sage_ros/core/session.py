@@ -15,9 +15,9 @@ import numpy as np
 from sage_ros.core.figures import POLICIES, Figures, Latency, Score, Stay
 from sage_ros.core.recording import Recording
 from sage_ros.core.samples import Album, Trace
+from sage_ros.core.timing import SECOND
 from sage_ros.core.trials import Trials
 
-SECOND = 1_000_000_000
 OPEN_FRAMES = 512  # frames that may still be answered
 LATENCIES = 100_000  # most recent ones: 80 minutes at 20 Hz
 KEPT_RECORDINGS = 3  # the last ones in full; of the others their scores

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+SECOND = 1_000_000_000  # ns
 Item = TypeVar("Item")
 
 

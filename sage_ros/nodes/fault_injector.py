@@ -15,10 +15,10 @@ from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
+from sage_ros.core.timing import SECOND
 from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import nanoseconds, to_stamp
 
-SECOND = 1_000_000_000
 KINDS = {"image": (Image, STREAM), "joints": (JointState, RELIABLE), "chunk": (JointTrajectory, RELIABLE)}
 VECTORS = {
     JointState: ("position", "velocity", "effort"),

@@ -26,7 +26,8 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.figures import Figures, format_table, milliseconds
-from sage_ros.core.session import SECOND, Session
+from sage_ros.core.session import Session
+from sage_ros.core.timing import SECOND
 from sage_ros.core.trials import Moment
 from sage_ros.nodes.lifecycle import EVENTS, LATCHED, Spinner, StopRequest
 from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions_from, rgb_from

@@ -14,7 +14,7 @@ import numpy as np
 from rclpy.utilities import remove_ros_args
 from tqdm import tqdm
 
-from sage_ros.core.execution import ExecutionConfig
+from sage_ros.core.execution import STRATEGIES, ExecutionConfig
 from sage_ros.core.limits import Bounds
 from sage_ros.episodes.video import encode
 from sage_ros.nodes.rollout_stage import RosStage
@@ -26,7 +26,6 @@ from sage_ros.sim.trials import PILOTS, Trial, run_trials
 from sage_ros.sim.world import RATE
 
 UNSEEN = 100_000  # world seeds from here on are neither demonstrated nor trained on
-STRATEGIES = ("ensemble", "rtc", "latest", "open_loop")
 EPILOG = """\
 Each episode resets the world to the next seed, from --seed on: cube, plate and arm start elsewhere. It succeeds once
 the cube has rested on the plate for 0.5 s. Seeds from 100000 on are unseen: no demonstration and no training used them.
@@ -60,8 +59,7 @@ class Way:
 
 def filter_bounds() -> Bounds:
     """The limits that safety_filter has by default for every joint."""
-    config = FilterConfig()
-    return Bounds(velocity=config.max_velocity, acceleration=config.max_acceleration, jerk=config.max_jerk)
+    return FilterConfig().most
 
 
 def compared(trial: Trial) -> list[Way]:

@@ -30,6 +30,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.safety import Mode
+from sage_ros.core.timing import SECOND
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner
 from sage_ros.nodes.messages import nanoseconds, rgb_from, to_stamp
 from sage_ros.nodes.pick_place import PIPELINE, Composed
@@ -38,7 +39,6 @@ from sage_ros.paths import share
 from sage_ros.sim.rollout import Judge, Outcome, rms_jerk
 from sage_ros.sim.trials import Trial
 
-SECOND = 1_000_000_000
 RATE = 100.0  # control ticks per second
 PERIOD = round(SECOND / RATE)
 # What remembers an episode, or a crisis that it ended in

@@ -56,6 +56,11 @@ class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
         SafetyConfig.__post_init__(self)
         ExecutionConfig.__post_init__(self)
 
+    @property
+    def most(self) -> Bounds:
+        """What no joint may exceed."""
+        return Bounds(velocity=self.max_velocity, acceleration=self.max_acceleration, jerk=self.max_jerk)
+
 
 class SafetyFilterNode(SageNode):
     """action, joint_states, confidence, metabolic_state -> joint_command, joint_trajectory, last_command.
@@ -131,10 +136,9 @@ class SafetyFilterNode(SageNode):
             for flag, values in CONFIGURED.items():
                 if self.get_parameter(f"joint_limits.{joint}.{flag}").value:
                     given[joint] |= {n: self.get_parameter(f"joint_limits.{joint}.{n}").value for n in (flag, *values)}
-        most = Bounds(velocity=c.max_velocity, acceleration=c.max_acceleration, jerk=c.max_jerk)
         urdf = c.robot_description or self._description or None
-        limits = resolve_limits(self._joints, urdf, given, most, self._trained)
-        return limits.tightened(dict.fromkeys(self._joints, most))
+        limits = resolve_limits(self._joints, urdf, given, c.most, self._trained)
+        return limits.tightened(dict.fromkeys(self._joints, c.most))
 
     def changed(self) -> None:
         self._filter.config = self._filter.queue.config = self.config

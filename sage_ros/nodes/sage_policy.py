@@ -13,16 +13,14 @@ from std_msgs.msg import Float32, Header, String
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.chunks import ActionChunk, Observation
-from sage_ros.core.execution import disagreement
+from sage_ros.core.execution import DOUBT, consistency
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
-from sage_ros.core.timing import RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
-
-SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class PolicyConfig:
     threads: int = option(1, "CPU threads of the student", low=1, high=64)
     joint_tolerance: float = option(0.1, "oldest joint state that may go with a frame (s)", low=0.001, high=10.0)
     command_memory: float = option(2.0, "how long a last command counts as such (s)", low=0.05, high=60.0)
-    doubt: float = option(0.3, "disagreement with the last chunk that halves confidence (rad)", low=1e-6, high=1e6)
+    doubt: float = option(DOUBT, "disagreement with the last chunk that halves confidence (rad)", low=1e-6, high=1e6)
 
     def __post_init__(self) -> None:
         check(self)
@@ -139,9 +137,8 @@ class SagePolicy(SageNode):
         except (MessageError, ValueError) as problem:
             self.counts["refused"] += 1
             return self.complain(problem)
-        doubt = disagreement(stamp, chunk, *self._chunk) / self.config.doubt if self._chunk else 0.0
+        self._confidence.publish(Float32(data=consistency(stamp, chunk, self._chunk, self.config.doubt)))
         self._chunk = (stamp, chunk)
-        self._confidence.publish(Float32(data=1.0 / (1.0 + doubt**2)))
         answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
         self._actions.publish(answer)
         self._latency.add((self.get_clock().now().nanoseconds - stamp) / SECOND)

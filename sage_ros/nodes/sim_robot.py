@@ -18,12 +18,12 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
-from sage_ros.core.timing import Stopwatch
+from sage_ros.core.timing import SECOND, Stopwatch
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, UNKNOWN, SageNode, Status, run
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds, to_stamp
 from sage_ros.sim.controllers import ForwardController, Goal, TrajectoryController, set_point, trajectory
 from sage_ros.sim.description import CAMERA_FRAME, urdf
-from sage_ros.sim.live import SECOND, LiveWorld, Pace
+from sage_ros.sim.live import LiveWorld, Pace
 from sage_ros.sim.world import TASK
 
 CLOCK = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)

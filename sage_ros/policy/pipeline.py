@@ -7,16 +7,14 @@ from collections import deque
 import numpy as np
 
 from sage_ros.core.chunks import ActionChunk, Observation
-from sage_ros.core.execution import SECOND, ExecutionConfig, disagreement
+from sage_ros.core.execution import ExecutionConfig, consistency
 from sage_ros.core.irp import Budget
 from sage_ros.core.limits import JointLimits
 from sage_ros.core.safety import SafetyConfig, SafetyFilter
-from sage_ros.core.timing import StampBuffer
+from sage_ros.core.timing import SECOND, StampBuffer
 from sage_ros.core.trust import TrustAttention
 from sage_ros.policy.checkpoint import Checkpoint
 from sage_ros.vision.encoder import Encoder
-
-DOUBT = 0.3  # rad: sage_policy's default
 
 
 class Pipeline:
@@ -65,9 +63,8 @@ class Pipeline:
         self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
         chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task))
-        doubt = disagreement(stamp, chunk, *self._previous) / DOUBT if self._previous else 0.0
+        confidence = float(np.float32(consistency(stamp, chunk, self._previous)))  # as it travels
         self._previous = (stamp, chunk)
-        confidence = float(np.float32(1.0 / (1.0 + doubt**2)))  # as it travels
         self._pending.append((stamp + self.latency, stamp, chunk.positions, confidence))
         self._deliver(stamp)
 

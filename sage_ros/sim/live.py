@@ -11,11 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from sage_ros.core.timing import Stopwatch
+from sage_ros.core.timing import SECOND, Stopwatch
 from sage_ros.sim.controllers import Controller, Goal
 from sage_ros.sim.world import PickPlaceWorld
 
-SECOND = 1_000_000_000
 LONGEST_LAG = 0.25  # s behind schedule after which it is moved: no burst follows a long pause
 
 

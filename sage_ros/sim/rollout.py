@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sage_ros.core.execution import SECOND
+from sage_ros.core.timing import SECOND
 from sage_ros.policy.pipeline import Pipeline
 from sage_ros.sim.expert import Expert
 from sage_ros.sim.world import TASK, PickPlaceWorld
