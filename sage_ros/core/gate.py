@@ -75,7 +75,7 @@ class ChunkGate:
         Row i must be due (i + 1) / rate, for some rate. Raises :class:`Refusal`, and then forgets the chunk: unlike
         joint states, a chunk may not name joints that are not commanded here.
         """
-        order = self._order(tuple(names))
+        order = self.order(names)
         if len(names) > len(self.layout):
             unknown = [name for name in names if name not in self.layout.names]
             raise Refusal(Reason.UNKNOWN_JOINT, f"the chunk moves unknown joints: {', '.join(unknown)}")
@@ -99,7 +99,7 @@ class ChunkGate:
         self, stamp: int, names: Sequence[str], positions: Sequence[float] | np.ndarray, now: int
     ) -> np.ndarray:
         """Measured positions (A,) float64 of the joints. Others may be among ``names``. Raises :class:`Refusal`."""
-        order = self._order(tuple(names))
+        order = self.order(names)
         if len(positions) != len(names):
             problem = f"the joint state has {len(positions)} positions for {len(names)} joints"
             raise Refusal(Reason.INCOMPLETE, problem)
@@ -108,8 +108,9 @@ class ChunkGate:
         self._last_joints = stamp
         return values
 
-    def _order(self, names: tuple[str, ...]) -> np.ndarray:
+    def order(self, names: Sequence[str]) -> np.ndarray:
         """Where the joints are among ``names``; looked up once for each way to name them."""
+        names = tuple(names)
         known = self._orders.get(names)
         if known is not None:
             return known

@@ -134,7 +134,7 @@ class SafetyFilter:
         if self._enabled:
             self._watch(measured, elapsed)
             if len(speeds) == len(names):
-                self._watch_speed(np.asarray(speeds)[self.gate.layout.order_from(names)])
+                self._watch_speed(np.asarray(speeds)[self.gate.order(names)])
 
     def confide(self, confidence: float) -> None:
         """How sure the policy is, in [0, 1]; anything else counts as 0."""
@@ -190,14 +190,15 @@ class SafetyFilter:
 
     def tick(self, now: int, steady: float) -> np.ndarray | None:
         """The set point (A,) for this moment, or None if nothing may be sent. To be called every 1 / rate s."""
-        self._lacking = self._missing(now, steady)
+        aim = self.queue.sample(now)
+        self._lacking = self._missing(aim is not None, steady)
         if not self._enabled:
             if self.moving:
                 return self.motion.hold()
             self.motion.stop()
             return None
         self._eased += 1.0 / self.rate
-        self.aim = None if self._lacking else self.queue.sample(now)
+        self.aim = None if self._lacking else aim
         if self.aim is None:
             return self.motion.hold()
         return self.motion.step(*self.aim, self._pace())
@@ -212,8 +213,8 @@ class SafetyFilter:
             return self.motion.preview(plan, rate, self._pace())
         return self.motion.preview(self.motion.position[None], rate, pace=0.0)
 
-    def _missing(self, now: int, steady: float) -> str:
-        """Why the robot must hold; empty if it need not."""
+    def _missing(self, planned: bool, steady: float) -> str:
+        """Why the robot must hold, even if it is ``planned`` what to do now; empty if it need not."""
         c = self.config
         if self._forbidden:
             return "; ".join(self._forbidden.values())
@@ -223,7 +224,7 @@ class SafetyFilter:
             return f"no chunk for {c.watchdog} s"
         if self._confidence <= c.hold_below:
             return f"confidence {self._confidence:.2f} is not above {c.hold_below}"
-        return "" if self.queue.sample(now) is not None else "the plan is used up"
+        return "" if planned else "the plan is used up"
 
     def _pace(self) -> float:
         """Share of the speed limits that may be used."""

@@ -44,6 +44,11 @@ Status = tuple[bytes, str, dict[str, object]]
 EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, LookupError)
 
 
+def values_of(status: DiagnosticStatus) -> dict[str, str]:
+    """The values of a diagnostic status by their keys."""
+    return {pair.key: pair.value for pair in status.values}
+
+
 class SageNode(LifecycleNode):
     """A lifecycle node whose parameters are the dataclass ``Config``.
 
@@ -135,12 +140,25 @@ class SageNode(LifecycleNode):
         handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
         self._entities.append((lambda jumps: jumps.unregister(), handle))
 
+    def serve(self, kind: type, name: str, answer: Callable[[Any, Any], Any]) -> None:
+        """A service that is gone after cleanup."""
+        self._entities.append((self.destroy_service, self.create_service(kind, name, answer)))
+
+    def publishers(self, topic: str) -> list[str]:
+        """Full names of the nodes that publish on ``topic``, one for each publisher, sorted.
+
+        A process that was killed stays in the graph for 20 s, beside the one in its place. Left out are nodes that are
+        only half discovered and have no name yet.
+        """
+        infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
+        return sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos if i.node_name != UNKNOWN)
+
     def listen_to_metabolism(self, callback: Callable[[dict[str, str]], None]) -> None:
         """Call back with the metabolic state's values, such as ``vision_rate``, and its name as ``state``."""
 
         def unpack(message: DiagnosticArray) -> None:
             status = message.status[0]
-            callback({"state": status.message} | {pair.key: pair.value for pair in status.values})
+            callback({"state": status.message} | values_of(status))
 
         self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)
 

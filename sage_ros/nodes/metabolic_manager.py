@@ -13,7 +13,7 @@ from std_srvs.srv import Trigger
 
 from sage_ros.core.metabolism import ALLOWANCES, Allowance, Energy, Metabolism, Senses, State, Thresholds
 from sage_ros.core.options import option
-from sage_ros.nodes.lifecycle import LATCHED, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, STREAM, SageNode, Status, run, values_of
 from sage_ros.nodes.messages import MessageError, map_from
 from sage_ros.nodes.parameters import declare, read
 
@@ -70,8 +70,7 @@ class MetabolicManager(SageNode):
         self.listen(DiagnosticArray, "/diagnostics", self._on_diagnostics)
         self.every(1.0 / c.rate, self._decide, clock=self.steady)
         self.every(1.0, self._tell, clock=self.steady)
-        reset = self.create_service(Trigger, "~/reset", self._on_reset)
-        self._entities.append((self.destroy_service, reset))
+        self.serve(Trigger, "~/reset", self._on_reset)
 
     def start(self) -> None:
         self._updated = self.steady.now().nanoseconds
@@ -101,7 +100,7 @@ class MetabolicManager(SageNode):
         for status in message.status:
             if not status.name.endswith(": pipeline") or not self._is_near(status.hardware_id):
                 continue
-            values = {pair.key: pair.value for pair in status.values}
+            values = values_of(status)
             try:
                 busy, who = float(values["busy_s"]), status.hardware_id + values["pid"]
             except (KeyError, ValueError):

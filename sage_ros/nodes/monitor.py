@@ -29,7 +29,7 @@ from sage_ros.core.figures import Figures, format_table, milliseconds
 from sage_ros.core.session import Session
 from sage_ros.core.timing import SECOND
 from sage_ros.core.trials import Moment
-from sage_ros.nodes.lifecycle import EVENTS, LATCHED, Spinner, StopRequest
+from sage_ros.nodes.lifecycle import EVENTS, LATCHED, Spinner, StopRequest, values_of
 from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions_from, rgb_from
 
 # As the publishers have them, but with deeper queues: an observer must not lose what the pipeline did not.
@@ -108,7 +108,7 @@ class Monitor(Node):
         self._commanded = dict(zip(message.name, positions_from(message).tolist(), strict=True))
 
     def _on_episode(self, message: DiagnosticArray) -> None:
-        v = {pair.key: pair.value for pair in message.status[0].values}
+        v = values_of(message.status[0])
         away = [float(v[f"object_{axis}"]) - float(v[f"plate_{axis}"]) for axis in "xy"]
         height, distance = float(v["object_z"]), math.hypot(*away)
         moment = Moment(float(v["time"]), v["success"] == "True", height, distance, self._measured, self._commanded)
@@ -138,14 +138,14 @@ class Monitor(Node):
 
     def _on_metabolism(self, message: DiagnosticArray) -> None:
         status = message.status[0]
-        values = {pair.key: pair.value for pair in status.values}
+        values = values_of(status)
         self.session.metabolism(time.time_ns(), status.message, float(values["energy"]), values["reason"])
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             near = status.hardware_id.rsplit("/", 1)[0] == self.get_namespace().rstrip("/")
             if near and status.name.endswith(": pipeline"):
-                values = {pair.key: pair.value for pair in status.values}
+                values = values_of(status)
                 self.session.node(time.time_ns(), status.hardware_id, status.message, values)
 
     def _on_event(self, message: String) -> None:

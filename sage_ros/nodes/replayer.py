@@ -107,7 +107,7 @@ class Replayer(SageNode):
                 self._wake.notify_all()
             return response
 
-        self._entities.append((self.destroy_service, self.create_service(Trigger, f"~/{name}", answer)))
+        self.serve(Trigger, f"~/{name}", answer)
 
     def start(self) -> None:
         self._quit, self._failure = False, ""

@@ -31,7 +31,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.safety import Mode
 from sage_ros.core.timing import SECOND
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner, values_of
 from sage_ros.nodes.messages import nanoseconds, rgb_from, to_stamp
 from sage_ros.nodes.pick_place import PIPELINE, Composed
 from sage_ros.nodes.supervision import Bringup
@@ -301,7 +301,7 @@ class RosStage:
                 self._send_after_filter(self._pose)
 
     def _on_episode(self, message: DiagnosticArray) -> None:
-        stamp, values = nanoseconds(message.header.stamp), {v.key: v.value for v in message.status[0].values}
+        stamp, values = nanoseconds(message.header.stamp), values_of(message.status[0])
         with self._changed:
             self._latest = stamp
             if self._phase is Phase.IDLE:
@@ -349,7 +349,7 @@ class RosStage:
     def _on_state(self, message: DiagnosticArray) -> None:
         with self._changed:
             if self._phase is Phase.RUNNING:
-                mode, values = message.status[0].message, {v.key: v.value for v in message.status[0].values}
+                mode, values = message.status[0].message, values_of(message.status[0])
                 self._states.append((nanoseconds(message.header.stamp), mode))
                 if mode == Mode.STOPPED.value:
                     self._stopped, self._phase = values["reason"], Phase.OVER

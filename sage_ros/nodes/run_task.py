@@ -23,7 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import check, option
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, StopRequest, make_executor, run
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, StopRequest, make_executor, run, values_of
 from sage_ros.nodes.liveliness import Liveliness
 from sage_ros.nodes.monitor import LiveLine
 
@@ -83,7 +83,7 @@ class RunTask(SageNode):
         self._client = self.create_client(SetBool, f"{FILTER}/enable")
         self._entities.append((self.destroy_client, self._client))
         for name, act in (("start", self.begin), ("cancel", self.cancel)):
-            self._entities.append((self.destroy_service, self.create_service(Trigger, f"~/{name}", _answer(act))))
+            self.serve(Trigger, f"~/{name}", _answer(act))
         self._liveliness = Liveliness(self, [FILTER], self._on_liveliness)
         self.every(LOOK, self._look, clock=self.steady)
         self.every(FEEDBACK, self._tell, clock=self.steady)
@@ -189,7 +189,7 @@ class RunTask(SageNode):
 
     def _on_filter(self, message: DiagnosticArray) -> None:
         status = message.status[0]
-        self.filter_mode, self._filter_reason = status.message, _values(status).get("reason", "")
+        self.filter_mode, self._filter_reason = status.message, values_of(status).get("reason", "")
         if self.attempt is not None:
             self.attempt.heed(self.filter_mode, self._filter_reason)
             self._look()
@@ -200,7 +200,7 @@ class RunTask(SageNode):
             self._end(Outcome.STOPPED, f"{name} is gone")
 
     def _on_judgement(self, message: DiagnosticArray) -> None:
-        if any(_values(status).get("success") == "True" for status in message.status):
+        if any(values_of(status).get("success") == "True" for status in message.status):
             self._end(Outcome.SUCCEEDED)
 
     def _on_set_point(self, message: Float64MultiArray) -> None:
@@ -212,7 +212,7 @@ class RunTask(SageNode):
 
     def _on_feedback(self, message: DiagnosticStatus) -> None:
         if message.hardware_id != self._who:
-            self._other = _values(message).get("task", "?") if message.message == UNDER_WAY else ""
+            self._other = values_of(message).get("task", "?") if message.message == UNDER_WAY else ""
 
     # Output
 
@@ -266,10 +266,6 @@ def _answer(act: Callable[[], tuple[bool, str]]) -> Callable[[Any, Any], Any]:
         return response
 
     return answer
-
-
-def _values(status: DiagnosticStatus) -> dict[str, str]:
-    return {pair.key: pair.value for pair in status.values}
 
 
 def main(args: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from sage_ros.core.gate import GateConfig, Refusal
 from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
 from sage_ros.core.options import option
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
-from sage_ros.nodes.lifecycle import LATCHED, UNKNOWN, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
 from sage_ros.nodes.liveliness import Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
 from sage_ros.paths import checkpoint_path
@@ -108,12 +108,9 @@ class SafetyFilterNode(SageNode):
         self.listen_to_metabolism(self._on_metabolism)
         self.in_step(1.0 / c.control_rate, self._tick)
         self.every(0.05, self._look_around, clock=self.steady)
-        services = (
-            self.create_service(SetBool, "~/enable", self._on_enable),
-            self.create_service(Trigger, "~/stop", self._on_stop),
-            self.create_service(Trigger, "~/reset", self._on_reset),
-        )
-        self._entities += [(self.destroy_service, service) for service in services]
+        self.serve(SetBool, "~/enable", self._on_enable)
+        self.serve(Trigger, "~/stop", self._on_stop)
+        self.serve(Trigger, "~/reset", self._on_reset)
         self._liveliness = Liveliness(self, [POLICY], self._on_liveliness)
 
     def teardown(self) -> None:
@@ -252,12 +249,9 @@ class SafetyFilterNode(SageNode):
         """Two who command one robot, or two who plan for one filter, are an emergency."""
         alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
         for topic in ("joint_command", "joint_trajectory", "action"):
-            infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-            # A node that is only half discovered has no name yet; the next look comes in 50 ms
-            named = [info for info in infos if info.node_name != UNKNOWN]
-            names = Counter(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in named)
+            names = Counter(self.publishers(topic))
             policy = self.resolve_topic_name(POLICY)
-            if names[policy] > 1:  # a process that was killed stays in the graph for 20 s, beside the one in its place
+            if names[policy] > 1:  # of these only those that are alive
                 names[policy] = max(1, min(names[policy], alive))
             if names.total() > 1:
                 listed = ", ".join(sorted(names.elements()))

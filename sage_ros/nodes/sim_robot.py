@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
 from sage_ros.core.timing import SECOND, Stopwatch
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, UNKNOWN, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds, to_stamp
 from sage_ros.sim.controllers import ForwardController, Goal, TrajectoryController, set_point, trajectory
 from sage_ros.sim.description import CAMERA_FRAME, urdf
@@ -76,7 +76,7 @@ class SimRobot(SageNode):
         self._late, self._drawing = Stopwatch(), Stopwatch()
         self._clock_topic = None
         if c.publish_clock:
-            if others := self._who_publishes("/clock"):
+            if others := sorted(set(self.publishers("/clock"))):
                 raise ValueError(f"/clock is published already, by {', '.join(others)}: set publish_clock to false")
             self._clock_topic = self.publish_on(Clock, "/clock", CLOCK)
         self._images = self.publish_on(Image, "image_raw", STREAM)
@@ -91,7 +91,7 @@ class SimRobot(SageNode):
             self.listen(JointTrajectory, COMMANDS[c.controller], self._on_trajectory)
         if c.real_time_factor == 0.0:
             self.listen(JointTrajectory, "action", self._on_action)
-        self._entities.append((self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset)))
+        self.serve(Trigger, "~/reset", self._on_reset)
         self.get_logger().info(f"{COMMANDS[c.controller]} takes {', '.join(self._layout.names)}")
 
     def _open(self) -> None:
@@ -105,14 +105,6 @@ class SimRobot(SageNode):
             self._world = self._live.open(c.image_size, c.region_scale, c.seed)
         except ImportError as error:
             raise RuntimeError(str(error)) from error
-
-    def _who_publishes(self, topic: str) -> list[str]:
-        """Full names of the nodes that publish on ``topic``, each once."""
-        # One that was killed stays in the graph for 20 s beside the one that took its place,
-        infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
-        # and one that is only half discovered has no name yet.
-        named = [info for info in infos if info.node_name != UNKNOWN]
-        return sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in named})
 
     def start(self) -> None:
         self._descriptions.publish(String(data=urdf(self._world.model)))
@@ -229,7 +221,7 @@ class SimRobot(SageNode):
             self.complain(live.failure)
             return DiagnosticStatus.ERROR, f"the world stopped: {live.failure.splitlines()[-1]}", figures
         for topic in ("/clock", COMMANDS[self.config.controller]):
-            names = self._who_publishes(topic)
+            names = sorted(set(self.publishers(topic)))
             if len(names) > 1 and (topic != "/clock" or self.config.publish_clock):
                 return DiagnosticStatus.ERROR, f"{topic} has {len(names)} publishers: {', '.join(names)}", figures
         state = "running" if self.active else "inactive"

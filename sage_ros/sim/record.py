@@ -104,21 +104,21 @@ def record(
             overwrite=overwrite,
             crf=crf,
         )
-    with writer, tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-        for demonstration in _demonstrations(seed, noise, image_size, region_scale, jobs):
-            attempts += 1
-            if demonstration.failure is not None:
-                failures[seed + attempts - 1] = demonstration.failure
-                if len(failures) > 5 and 2 * len(failures) > attempts:
-                    raise RuntimeError(f"the expert failed in {len(failures)} of {attempts} attempts: {failures}")
-                continue
-            assert demonstration.frames is not None
-            writer.add(demonstration.state, demonstration.action, TASK, {"front": demonstration.frames})
-            rows += len(demonstration.state)
-            bar.update()
-            bar.set_postfix(rows=rows, failed=len(failures))
-            if attempts - len(failures) == episodes:
-                break
+        with writer, tqdm(total=episodes, unit="episode", disable=not progress) as bar:
+            for demonstration in _demonstrations(world, seed, noise, jobs):
+                attempts += 1
+                if demonstration.failure is not None:
+                    failures[seed + attempts - 1] = demonstration.failure
+                    if len(failures) > 5 and 2 * len(failures) > attempts:
+                        raise RuntimeError(f"the expert failed in {len(failures)} of {attempts} attempts: {failures}")
+                    continue
+                assert demonstration.frames is not None
+                writer.add(demonstration.state, demonstration.action, TASK, {"front": demonstration.frames})
+                rows += len(demonstration.state)
+                bar.update()
+                bar.set_postfix(rows=rows, failed=len(failures))
+                if attempts - len(failures) == episodes:
+                    break
     options = {"episodes": episodes, "seed": seed, "image-size": image_size, "region-scale": region_scale}
     options |= {"noise": noise, "crf": crf}
     command = " ".join(f"--{name} {value}" for name, value in options.items())
@@ -137,16 +137,13 @@ def record(
     return Recording(writer.path, episodes, attempts, rows, size, time.perf_counter() - start, failures)
 
 
-def _demonstrations(
-    seed: int, noise: float, image_size: int, region_scale: float, jobs: int
-) -> Iterator[Demonstration]:
-    """Demonstrations from ``seed`` on, in order, without end."""
+def _demonstrations(world: PickPlaceWorld, seed: int, noise: float, jobs: int) -> Iterator[Demonstration]:
+    """Demonstrations from ``seed`` on, in order, without end: in ``world``, or in one like it in each of ``jobs``."""
     if jobs == 1:
-        with PickPlaceWorld(image_size, region_scale) as world:
-            for number in itertools.count(seed):
-                yield demonstrate(world, number, noise)
+        for number in itertools.count(seed):
+            yield demonstrate(world, number, noise)
     spawn = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL
-    with spawn.Pool(jobs, _start_worker, (image_size, region_scale)) as pool:
+    with spawn.Pool(jobs, _start_worker, (world.image_size, world.region_scale)) as pool:
         ahead = deque(pool.apply_async(_work, (seed + i, noise)) for i in range(2 * jobs))
         for number in itertools.count(seed + 2 * jobs):
             yield ahead.popleft().get()
