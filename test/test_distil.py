@@ -21,6 +21,7 @@ from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.student import StudentPolicy
 from sage_ros.training import distil as command
 from sage_ros.training import evaluate
+from sage_ros.training.calibration import SPREAD, clone_calibrated
 from sage_ros.training.cloning import CloningConfig, clone
 from sage_ros.training.distil import distil, split_episodes
 from sage_ros.training.openloop import Demonstration, open_loop_error
@@ -31,7 +32,7 @@ JOINTS = JointLayout(("pan", "lift"), {"arm": (0, 2)})
 STUDENT = StudentConfig(grid=(2, 4), features=3, state_dim=2, action_dim=2, width=32, heads=2, queries=2, ahead=())
 QUICK = CloningConfig(
     steps=300, batch_size=32, evaluate_every=50, warmup=20, lr=3e-3, token_dropout=0.0, command_dropout=0.0,
-    state_noise=0.1,
+    pose_noise=0.1,
 )
 ROWS = 48
 
@@ -129,13 +130,30 @@ def test_training_stops_when_validation_says_so_and_keeps_the_best() -> None:
     assert open_loop_error(kept, demos[3], steps=None) == pytest.approx(min(errors), rel=1e-5)
 
 
-def test_a_student_that_learned_nothing_useful_repeats_its_last_command() -> None:
+def test_a_student_that_learned_nothing_useful_carries_on_as_it_moves() -> None:
     demos = demonstrations(4)
     still = [replace(demos[3], action=np.zeros_like(demos[3].action))]  # following the blue is wrong here
     found = clone(demos[:3], still, STUDENT, replace(QUICK, steps=40, evaluate_every=10, patience=2), progress=False)
     assert found.step == 0
     kept = StudentPolicy(found.student, found.normalization, 20.0)
-    assert np.allclose(kept.infer(demos[0].observation(9)).positions, demos[0].action[8])
+    velocity = demos[0].action[8] - demos[0].action[7]
+    expected = demos[0].action[8] + np.cumsum(STUDENT.persistence ** np.arange(1, 17))[:, None] * velocity
+    assert np.allclose(kept.infer(demos[0].observation(9)).positions, expected)
+
+
+@pytest.mark.parametrize("validation", [0, 5])
+def test_calibrated_deviations_hold_the_errors_of_episodes_not_trained_on(validation: int) -> None:
+    demos = demonstrations(15)
+    train, stop = demos[:5], demos[5 : 5 + validation]
+    found = clone_calibrated(train, stop, STUDENT, replace(QUICK, steps=150), progress=False)
+    student = StudentPolicy(found.student, found.normalization, 20.0)
+    within = []
+    for demo in demos[10:]:
+        for row in range(0, ROWS - 16, 4):
+            chunk = student.infer(demo.observation(row))
+            assert chunk.deviation is not None
+            within.append(np.abs(chunk.positions - demo.action[row : row + 16]) <= SPREAD * chunk.deviation)
+    assert 0.75 < np.mean(within) < 0.99
 
 
 def test_without_validation_the_last_weights_are_kept() -> None:
@@ -164,7 +182,7 @@ def test_a_split_uses_every_episode_once(count: int, held_out: int, validation: 
     assert split == split_episodes(indices, str(held_out), str(validation), seed)
 
 
-@pytest.mark.parametrize("count, kept", [(1, (0, 0)), (2, (1, 0)), (3, (1, 1)), (4, (1, 1)), (40, (8, 4))])
+@pytest.mark.parametrize("count, kept", [(1, (0, 0)), (2, (1, 0)), (3, (1, 0)), (4, (1, 0)), (40, (8, 4))])
 def test_an_automatic_split_leaves_something_to_train_on(count: int, kept: tuple[int, int]) -> None:
     split = split_episodes(range(count), "auto", "auto")
     assert (len(split.held_out), len(split.validation)) == kept

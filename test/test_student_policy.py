@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_ros.core.chunks import Observation
+from sage_ros.core.chunks import Observation, Past
+from sage_ros.core.history import history, recall
+from sage_ros.core.timing import StampBuffer
 from sage_ros.policy.config import StudentConfig
-from sage_ros.policy.normalization import Normalization, normalise
+from sage_ros.policy.motion import motion_features
+from sage_ros.policy.normalization import STAYS, STILL, Normalization, normalise, spread
 from sage_ros.policy.student import Student, StudentPolicy, task_features
 
 CONFIG = StudentConfig(grid=(2, 3), features=5, state_dim=4, action_dim=3, width=32, queries=3)
@@ -22,7 +25,7 @@ def normalization(seed: int = 0, rows: int = 60) -> Normalization:
     rng = np.random.default_rng(seed)
     action = np.cumsum(rng.normal(size=(rows, 3)), axis=0)
     tokens = rng.normal(2.0, 3.0, size=(rows, 6, 5)).astype(np.float32)
-    return Normalization.fit([rng.normal(size=(rows, 4))], [action], [tokens], CONFIG.horizon)
+    return Normalization.fit([rng.normal(size=(rows, 4))], [action], [tokens], CONFIG.horizon, np.ones(CONFIG.motion))
 
 
 def policy(trained: bool = True) -> StudentPolicy:
@@ -86,9 +89,11 @@ def test_a_batch_gives_what_single_rows_give() -> None:
     seen = [observation(k) for k in range(4)]
     arrays = [np.stack([getattr(s, name) for s in seen]) for name in ("tokens", "state", "last_command")]
     tasks = np.stack([task_features(s.task) for s in seen])
-    inputs = normalise(student.normalization, *arrays, np.zeros((4, 1)), tasks)
+    nothing = np.full((4, 17, 3), np.nan), np.full((4, 5, 4), np.nan), np.zeros(4)
+    motion = motion_features(CONFIG, *nothing)
+    inputs = normalise(student.normalization, *arrays, np.zeros((4, 1)), tasks, motion)
     with torch.inference_mode():
-        offsets = student.student(*map(torch.from_numpy, inputs))[:, :16].numpy()
+        offsets = student.student(*map(torch.from_numpy, inputs))[0][:, :16].numpy()
     for row, one in enumerate(seen):
         expected = one.last_command + student.normalization.offset_std * offsets[row]
         assert np.allclose(student.infer(one).positions, expected, atol=1e-5)
@@ -139,7 +144,7 @@ def test_normalization_standardises_and_leaves_constants_alone() -> None:
     state = rng.normal(5.0, 2.0, size=(50, 2)) * [1.0, 0.0]
     action = rng.normal(size=(50, 3)) * [1.0, 1.0, 0.0] + [0, 0, 7.0]
     norm = Normalization.fit([state[:20], state[20:]], [action[:20], action[20:]],
-                             [np.ones((20, 2, 1), np.float32), np.ones((30, 2, 1), np.float32)], 4)
+                             [np.ones((20, 2, 1), np.float32), np.ones((30, 2, 1), np.float32)], 4, np.ones(1))
     scaled = (state - norm.state_mean) / norm.state_std
     assert scaled.mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
     assert scaled.std(axis=0) == pytest.approx([1, 0])
@@ -162,3 +167,60 @@ def test_a_spoilt_normalization_is_refused(change: dict) -> None:
 def test_impossible_sizes_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         StudentConfig(**({"grid": (2, 3), "features": 5, "state_dim": 4, "action_dim": 3} | change))
+
+
+def test_a_joint_that_hardly_moves_is_not_blown_up() -> None:
+    assert spread(np.array([1.0, 1e-3, 0.5]), np.array([True, True, True])) == pytest.approx([1.0, STILL, 0.5])
+    assert spread(np.array([1.0, 1e-3, 0.0])) == pytest.approx([1.0, 1e-3, 1.0])
+
+
+def test_what_is_known_of_a_row_is_the_same_recorded_and_live() -> None:
+    rng = np.random.default_rng(0)
+    state, action = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    commands, states = history(state, action, np.arange(30))
+    sent: StampBuffer[np.ndarray] = StampBuffer(64)
+    measured: StampBuffer[np.ndarray] = StampBuffer(64)
+    for row in range(30):
+        stamp = 5_000_000_000 + row * 50_000_000
+        measured.add(stamp, state[row])
+        past = recall(sent, measured, stamp, 5_000_000_000, 20.0, (3, 4), (2_000_000_000, 10_000_000))
+        assert np.array_equal(past.commands, commands[row], equal_nan=True)
+        assert np.array_equal(past.states, states[row], equal_nan=True)
+        assert past.elapsed == pytest.approx(row / 20.0)
+        sent.add(stamp + 1, action[row])
+
+
+def test_motion_does_not_depend_on_where_the_robot_is() -> None:
+    rng = np.random.default_rng(0)
+    config = replace(CONFIG, measured=(1, -1, 0))
+    commands, states = history(rng.normal(size=(30, 4)), rng.normal(size=(30, 3)), np.arange(30))
+    moved = rng.normal(size=3)
+    along = np.array([moved[2], moved[0], 5.0, 7.0])  # the measured joints go along; joint 1 is not measured
+    here = motion_features(config, commands, states, np.zeros(30))
+    there = motion_features(config, commands + moved, states + along, np.zeros(30))
+    assert here.shape == (30, config.motion)
+    assert np.allclose(here, there, atol=1e-5)
+
+
+def test_an_untrained_student_carries_on_as_it_moves_and_leaves_a_bit_alone() -> None:
+    config = replace(CONFIG, bits=(2,), persistence=0.5)
+    norm = normalization()
+    norm = replace(norm, action_low=np.array([-9.0, -9.0, 0.0]), action_high=np.array([9.0, 9.0, 1.0]))
+    untrained = StudentPolicy(Student(config), norm, 20.0)
+    action = np.stack([np.arange(20.0), np.zeros(20), np.repeat([0.0, 1.0], 10)], axis=1)
+    commands, states = history(np.zeros((21, 4)), np.vstack((action, action[-1:])), np.array([20]))
+    past = Past(commands[0], states[0], 1.0)
+    seen = replace(observation(), last_command=action[-1], past=past)
+    chunk = untrained.infer(seen)
+    assert chunk.positions[:3, 0] == pytest.approx([19.5, 19.75, 19.875])
+    assert chunk.positions[:, 1] == pytest.approx(np.zeros(16))
+    assert chunk.positions[:, 2] == pytest.approx(np.full(16, 1 / (1 + np.exp(-STAYS))))
+    assert chunk.deviation is not None and (chunk.deviation > 0).all()
+
+
+def test_confidence_falls_where_the_expected_error_is_beyond_all_calibration() -> None:
+    student = policy()
+    usual = student.expected_error(student.infer(observation()))
+    for share, confidence in ((1.0, 1.0), (1.5, 0.5), (3.0, 0.0)):
+        norm = replace(student.normalization, uncertainty=np.array([2.0, usual / share]))
+        assert StudentPolicy(student.student, norm, 20.0).infer(observation()).confidence == pytest.approx(confidence)

@@ -9,6 +9,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Past:
+    """What a robot did up to an instant, one row per period of the policy, newest first; NaN where nobody knows."""
+
+    commands: np.ndarray  # (K + 1, A) commanded before the instant: row 0 is the last command
+    states: np.ndarray  # (L + 1, S) measured: row 0 is the present state
+    elapsed: float  # seconds since the task began
+
+
+@dataclass(frozen=True)
 class Observation:
     """One instant as a robot knows it. Joint values in rad (or the data set's unit), by the policy's layouts."""
 
@@ -16,6 +25,7 @@ class Observation:
     state: np.ndarray  # (S,) measured joint positions
     last_command: np.ndarray | None  # (A,) joint positions last commanded before this instant; None: none yet
     task: str  # what to do, in words
+    past: Past | None = None  # for policies that remember (see :mod:`sage_ros.core.history`)
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class ActionChunk:
 
     positions: np.ndarray  # (H, A) float64
     rate: float  # Hz
+    deviation: np.ndarray | None = None  # (H, A) how far off each may be: calibrated standard deviations
+    confidence: float = 1.0  # in [0, 1]: falls where the policy is less sure than it ever was on its demonstrations
 
     def at(self, elapsed: float) -> tuple[np.ndarray, np.ndarray] | None:
         """Target (A,) and its velocity (A,) per second, ``elapsed`` seconds after the observation.

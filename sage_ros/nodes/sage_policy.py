@@ -14,6 +14,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.execution import DOUBT, consistency
+from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
 from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
@@ -49,9 +50,10 @@ class SagePolicy(SageNode):
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__("sage_policy", **kwargs)
-        self._joints: StampBuffer[np.ndarray] = StampBuffer()
+        self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(256)
         self._task = ""
+        self._began: int | None = None  # stamp of the task's first frame
         self._chunk: tuple[int, ActionChunk] | None = None  # with the stamp of its frame
         self._limit = RateLimit(float("inf"))
         self._latency = Stopwatch()  # from a frame's stamp to the publication of its action, by the node's clock
@@ -86,7 +88,7 @@ class SagePolicy(SageNode):
     def clear(self) -> None:
         self._joints.clear()
         self._commands.clear()
-        self._chunk = None
+        self._chunk = self._began = None
         self._limit.reset()
         self._policy.reset()
 
@@ -97,7 +99,7 @@ class SagePolicy(SageNode):
 
     def _on_task(self, message: String) -> None:
         if message.data != self._task:
-            self._task, self._chunk = message.data, None
+            self._task, self._chunk, self._began = message.data, None, None
             self._commands.clear()
             self._policy.reset()
 
@@ -130,14 +132,20 @@ class SagePolicy(SageNode):
         if state is None:
             self.counts["no_joints"] += 1
             return self.complain(f"no joint_states within {self.config.joint_tolerance} s before the frame: no action")
-        command = self._commands.before(stamp, int(self.config.command_memory * SECOND))
+        memory = int(self.config.command_memory * SECOND)
+        command = self._commands.before(stamp, memory)
+        self._began = stamp if self._began is None or stamp < self._began else self._began
+        widths = len(self._action_joints), len(self._state_joints)
+        tolerances = memory, int(self.config.joint_tolerance * SECOND)
+        past = recall(self._commands, self._joints, stamp, self._began, self._rate, widths, tolerances)
         try:
             with self.watch.span():
-                chunk = self._policy.infer(Observation(map_from(message), state, command, self._task))
+                chunk = self._policy.infer(Observation(map_from(message), state, command, self._task, past))
         except (MessageError, ValueError) as problem:
             self.counts["refused"] += 1
             return self.complain(problem)
-        self._confidence.publish(Float32(data=consistency(stamp, chunk, self._chunk, self.config.doubt)))
+        agreement = consistency(stamp, chunk, self._chunk, self.config.doubt)
+        self._confidence.publish(Float32(data=chunk.confidence * agreement))
         self._chunk = (stamp, chunk)
         answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
         self._actions.publish(answer)

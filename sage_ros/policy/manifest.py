@@ -13,7 +13,7 @@ from typing import Any
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.policy.config import StudentConfig
 
-FORMAT = "sage_ros.student/1"
+FORMAT = "sage_ros.student/2"
 INSIDE = "encoder"  # source and folder of an encoder that travels with the checkpoint
 FILES = ("model.safetensors", "normalization.json", "calibration.safetensors", "metrics.json")
 RETRAIN = "restore the file from where the checkpoint came from, or train again with `distil`"
@@ -109,11 +109,15 @@ class Manifest:
 
 def _student(values: Any) -> StudentConfig:
     values = dict(_exactly(values, StudentConfig))
-    values["grid"], values["ahead"] = tuple(values["grid"]), tuple(values["ahead"])
-    for name, value in values.items():
+    for field in fields(StudentConfig):
+        value, kind = values[field.name], str(field.type)
+        if kind.startswith("tuple"):
+            values[field.name] = value = tuple(value)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not all(type(number) is int and 0 < number <= MAX_SIZE for number in numbers):
-            raise ValueError(f"student: {name} is {value}, but must be whole numbers from 1 to {MAX_SIZE}")
+        if (kind == "float" and isinstance(value, float)) or (kind == "bool" and isinstance(value, bool)):
+            continue
+        if not all(type(number) is int and -1 <= number <= MAX_SIZE for number in numbers):
+            raise ValueError(f"student: {field.name} is {value}, but must be whole numbers up to {MAX_SIZE}")
     return StudentConfig(**values)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from sage_ros.policy.manifest import RETRAIN, CheckpointError, Manifest, check_file, read_json
 
 NORMALIZATION = "normalization.json"
+STAYS = 4.0  # log-odds that a bit is what it was
+STILL = 0.1  # share of the most mobile joint's deviation below which a joint counts as still
 CLIP = 10.0  # in standard deviations: how far from the training data an input may be before it is cut off
 
 
@@ -20,7 +22,9 @@ class Normalization:
     """Means and standard deviations of the training rows, float64; a constant dimension has deviation 1.
 
     ``first_command`` (A,) stands for the last command while there is none: the mean of the episodes' first actions.
-    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions.
+    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions. ``uncertainty`` is what the
+    student's own estimate of its error is calibrated with: the factor that makes a standard deviation of it, and the
+    mean estimate that one chunk in a hundred exceeded.
     """
 
     tokens_mean: np.ndarray  # (F,)
@@ -30,9 +34,11 @@ class Normalization:
     command_mean: np.ndarray  # (A,)
     command_std: np.ndarray  # (A,)
     offset_std: np.ndarray  # (A,) of the chunk's rows relative to the last command
+    motion_std: np.ndarray  # (M,) of the motion features, about 0
     first_command: np.ndarray  # (A,)
     action_low: np.ndarray  # (A,)
     action_high: np.ndarray  # (A,)
+    uncertainty: np.ndarray  # (2,)
 
     @property
     def action_range(self) -> np.ndarray:
@@ -41,26 +47,30 @@ class Normalization:
 
     @classmethod
     def fit(
-        cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int
+        cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int,
+        motion_std: np.ndarray,
     ) -> Normalization:
-        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F)."""
+        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F). ``motion_std`` (M,) is as it is."""
         state, action = np.concatenate(list(states)), np.concatenate(list(actions))
         offsets = [chunks(a, horizon)[1:] - a[:-1, None] for a in actions if len(a) > 1]
         count = sum(t.shape[0] * t.shape[1] for t in tokens)
         mean = sum(t.sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
         square = sum(((t - mean) ** 2).sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
         offset = np.sqrt(np.mean(np.concatenate(offsets) ** 2, axis=(0, 1))) if offsets else np.zeros(action.shape[1])
+        analogue = ~np.isin(np.arange(action.shape[1]), two_valued(actions))
         return cls(
             tokens_mean=np.asarray(mean),
-            tokens_std=_spread(np.sqrt(square)),
+            tokens_std=spread(np.sqrt(square)),
             state_mean=state.mean(axis=0),
-            state_std=_spread(state.std(axis=0)),
+            state_std=spread(state.std(axis=0)),
             command_mean=action.mean(axis=0),
-            command_std=_spread(action.std(axis=0)),
-            offset_std=_spread(offset),
+            command_std=spread(action.std(axis=0)),
+            offset_std=spread(offset, analogue),
+            motion_std=motion_std,
             first_command=np.mean([a[0] for a in actions], axis=0),
             action_low=action.min(axis=0),
             action_high=action.max(axis=0),
+            uncertainty=np.ones(2),
         )
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -77,13 +87,19 @@ class Normalization:
         for name, array in arrays.items():
             if array.ndim != 1 or not np.isfinite(array).all():
                 raise ValueError(f"'{name}' must be a list of finite numbers")
-            if name.endswith("_std") and not (array > 0).all():
+            if name.endswith(("_std", "uncertainty")) and not (array > 0).all():
                 raise ValueError(f"'{name}' must be positive")
         return cls(**arrays)
 
 
-def _spread(deviation: np.ndarray) -> np.ndarray:
-    return np.where(deviation > 1e-6, deviation, 1.0)
+def spread(deviation: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
+    """Deviations to divide by: 1 for what is constant.
+
+    None is less than a tenth of the greatest among those that are ``alike`` (a mask): a joint that hardly moves has
+    hardly moved, and is not blown up to the size of those that work.
+    """
+    least = STILL * float(deviation[alike].max()) if alike is not None and alike.any() else 0.0
+    return np.where(deviation > 1e-6, np.maximum(deviation, least), 1.0)
 
 
 def chunks(action: np.ndarray, horizon: int) -> np.ndarray:
@@ -91,10 +107,24 @@ def chunks(action: np.ndarray, horizon: int) -> np.ndarray:
     return action[np.minimum(np.arange(len(action))[:, None] + np.arange(horizon), len(action) - 1)]
 
 
+def two_valued(actions: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """The columns of ``actions`` (T, A) that take exactly two values: grippers that are told to open or close."""
+    action = np.concatenate(list(actions))
+    return tuple(column for column in range(action.shape[1]) if len(np.unique(action[:, column])) == 2)
+
+
+def log_odds(norm: Normalization, bits: Sequence[int], command: np.ndarray) -> np.ndarray:
+    """(..., 1, len(bits)): log-odds that a bit is high soon, for all that the last ``command`` (..., A) tells."""
+    low, high = norm.action_low[list(bits)], norm.action_high[list(bits)]
+    share = np.clip((command[..., list(bits)] - low) / (high - low), 0.0, 1.0)
+    return np.asarray(STAYS * (2.0 * share - 1.0))[..., None, :]
+
+
 def normalise(
-    norm: Normalization, tokens: np.ndarray, state: np.ndarray, command: np.ndarray, fresh: np.ndarray, task: np.ndarray
+    norm: Normalization, tokens: np.ndarray, state: np.ndarray, command: np.ndarray, fresh: np.ndarray,
+    task: np.ndarray, motion: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """The student's five inputs, float32, from raw ones (leading dimensions as they are)."""
+    """The student's six inputs, float32, from raw ones (leading dimensions as they are)."""
 
     def scale(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         y = (x.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
@@ -106,13 +136,16 @@ def normalise(
         scale(command, norm.command_mean, norm.command_std),
         fresh.astype(np.float32),
         task.astype(np.float32),
+        scale(motion, np.zeros(1), norm.motion_std),
     )
 
 
 def _joints_of(key: str, manifest: Manifest) -> tuple[str, ...] | None:
-    """Names of the joints that a normalization entry is for; None: for token features."""
+    """Names of the joints that a normalization entry is for; None: for other features."""
     kind = key.split("_")[0]
-    return None if kind == "tokens" else (manifest.state_joints if kind == "state" else manifest.action_joints).names
+    if kind in ("tokens", "motion", "uncertainty"):
+        return None
+    return (manifest.state_joints if kind == "state" else manifest.action_joints).names
 
 
 def by_joint(norm: Normalization, manifest: Manifest) -> dict[str, Any]:
@@ -143,6 +176,11 @@ def read_normalization(path: Path, manifest: Manifest) -> Normalization:
         raise CheckpointError(
             f"{path}: is for {len(norm.tokens_mean)} token features, config.json says {manifest.student.features}: "
             f"{RETRAIN}"
+        )
+    if (len(norm.motion_std), len(norm.uncertainty)) != (manifest.student.motion, 2):
+        raise CheckpointError(
+            f"{path}: is for {len(norm.motion_std)} motion features, config.json says {manifest.student.motion}, or "
+            f"'uncertainty' does not hold two numbers: {RETRAIN}"
         )
     return norm
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.execution import ExecutionConfig, consistency
+from sage_ros.core.history import recall
 from sage_ros.core.irp import Budget
 from sage_ros.core.limits import JointLimits
 from sage_ros.core.safety import SafetyConfig, SafetyFilter
@@ -42,7 +43,8 @@ class Pipeline:
 
     def reset(self, task: str, state: np.ndarray, now: int) -> None:
         """A new episode: the arm stands at ``state`` (A,), and nothing is remembered."""
-        self._task, self._stamp = task, now
+        self._task, self._stamp, self._began = task, now, now
+        self._states: StampBuffer[np.ndarray] = StampBuffer(256)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(256)
         self._pending: deque[tuple[int, int, np.ndarray, float]] = deque()  # until they arrive
         self._trust.reset()
@@ -62,10 +64,13 @@ class Pipeline:
         attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND)
         self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
-        chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task))
-        confidence = float(np.float32(consistency(stamp, chunk, self._previous)))  # as it travels
+        self._states.add(stamp, state)
+        past = recall(self._commands, self._states, stamp, self._began, self.policy.rate,
+                      (len(self._names), len(state)), (2 * SECOND, SECOND // 10))  # fmt: skip
+        chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task, past))
+        sure = float(np.float32(chunk.confidence * consistency(stamp, chunk, self._previous)))  # as it travels
         self._previous = (stamp, chunk)
-        self._pending.append((stamp + self.latency, stamp, chunk.positions, confidence))
+        self._pending.append((stamp + self.latency, stamp, chunk.positions, sure))
         self._deliver(stamp)
 
     def tick(self, now: int) -> np.ndarray:

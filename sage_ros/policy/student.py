@@ -1,23 +1,28 @@
-"""The student: a small network that answers token map, joint state, last command and task with an action chunk.
+"""The student: a small network that answers tokens, joints, last command, motion and task with an action chunk.
 
 Behaviour cloning of action chunks (ACT, Zhao et al. 2023) reduced to what a laptop needs: no image backbone (the
 tokens come from an encoder), no latent variable, and learned queries that look at the token map once per layer. Its
-chunk is relative to its own last command: on held-out episodes that is what beats holding still.
+chunk is relative to where the last command's motion would carry the robot: on held-out episodes that is what beats
+holding still. A gripper that only opens or closes is a bit, of which the chunk holds the expected value. A second head
+learns how large the first one's error is.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage_ros.core.chunks import ActionChunk, Observation
+from sage_ros.core.chunks import ActionChunk, Observation, Past
+from sage_ros.core.history import COMMANDS, STATES
 from sage_ros.policy.config import StudentConfig
-from sage_ros.policy.normalization import Normalization, normalise
+from sage_ros.policy.motion import carried_on, motion_features
+from sage_ros.policy.normalization import Normalization, log_odds, normalise
 
 
 def task_features(task: str, words: int = 64) -> np.ndarray:
@@ -58,40 +63,53 @@ class Student(nn.Module):
     would cost the time.
     """
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: StudentConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
         width = config.width
-        self.embed = nn.Linear(config.features, width)
-        self.place = nn.Parameter(_places(config.grid, width))
-        self.token_norm = nn.LayerNorm(width)
-        self.keys_values = nn.Linear(width, 2 * config.layers * width, bias=False)
-        body = config.state_dim + config.action_dim + 1 + config.words
-        self.body = nn.Sequential(nn.Linear(body, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-        self.queries = nn.Parameter(0.02 * torch.randn(config.queries, width))
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
+        if config.queries:
+            self.embed = nn.Linear(config.features, width)
+            self.place = nn.Parameter(_places(config.grid, width))
+            self.token_norm = nn.LayerNorm(width)
+            self.keys_values = nn.Linear(width, 2 * config.layers * width, bias=False)
+            self.queries = nn.Parameter(0.02 * torch.randn(config.queries, width))
+            self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+            self.norm = nn.LayerNorm(width)
+        body = config.state_dim + config.action_dim + 1 + config.words + config.motion
+        thoughts = (nn.Linear(body, 2 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.body = nn.Sequential(*thoughts)
         rows = config.horizon + len(config.ahead)
-        self.trunk = nn.Sequential(nn.Linear((config.queries + 1) * width, config.trunk), nn.ReLU())
+        self.trunk = nn.Sequential(
+            nn.Linear((config.queries + 1) * width, config.trunk), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.head = nn.Linear(config.trunk, rows * config.action_dim)
-        nn.init.zeros_(self.head.weight)  # an untrained student repeats its last command
-        nn.init.zeros_(self.head.bias)
+        self.doubt = nn.Linear(config.trunk, rows * config.action_dim)
+        for layer in (self.head, self.doubt):  # an untrained student carries on as it moves
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, state: Tensor, command: Tensor, fresh: Tensor, task: Tensor) -> Tensor:
-        """Offsets (B, H + len(ahead), A) from the last command.
+    def forward(
+        self, tokens: Tensor, state: Tensor, command: Tensor, fresh: Tensor, task: Tensor, motion: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both (B, H + len(ahead), A): offsets from the carried-on command, and the log of their mean absolute error.
 
-        tokens (B, N, F), state (B, S), command (B, A), fresh (B, 1; 1 where there is no last command),
-        task (B, words), all normalised.
+        Of a bit, the offset is the log-odds that it is high, less those it has if nothing but the last command is
+        known. tokens (B, N, F), state (B, S), command (B, A), fresh (B, 1; 1 where there is no last command),
+        task (B, words), motion (B, config.motion), all normalised.
         """
         config, batch = self.config, len(tokens)
-        body = self.body(torch.cat((state, command, fresh, task), dim=-1))
-        seen = self.keys_values(self.token_norm(self.embed(tokens) + self.place))
-        seen = seen.view(batch, config.tokens, 2 * config.layers, config.heads, -1).permute(2, 0, 3, 1, 4)
-        queries = self.queries + body[:, None]
-        for index, layer in enumerate(self.layers):
-            queries = layer(queries, seen[2 * index], seen[2 * index + 1])
-        found = torch.cat((self.norm(queries).flatten(1), body), dim=-1)
-        return self.head(self.trunk(found)).view(batch, -1, config.action_dim)
+        body = self.body(torch.cat((state, command, fresh, task, motion), dim=-1))
+        found = [body]
+        if config.queries:
+            seen = self.keys_values(self.token_norm(self.embed(tokens) + self.place))
+            seen = seen.view(batch, config.tokens, 2 * config.layers, config.heads, -1).permute(2, 0, 3, 1, 4)
+            queries = self.queries + body[:, None]
+            for index, layer in enumerate(self.layers):
+                queries = layer(queries, seen[2 * index], seen[2 * index + 1])
+            found.insert(0, self.norm(queries).flatten(1))
+        thought = self.trunk(torch.cat(found, dim=-1))
+        shape = (batch, -1, config.action_dim)
+        return self.head(thought).view(shape), self.doubt(thought.detach()).view(shape)
 
 
 def _places(grid: tuple[int, int], width: int) -> Tensor:
@@ -134,6 +152,8 @@ class StudentPolicy:
                 raise ValueError(f"{name} is not finite")
         if observation.task != self._task[0]:
             self._task = (observation.task, task_features(observation.task, config.words))
+        past = observation.past or _nothing_known(config)
+        commands, states = past.commands[None], past.states[None]
         inputs = normalise(
             norm,
             observation.tokens[None],
@@ -141,7 +161,40 @@ class StudentPolicy:
             command[None],
             np.array([[fresh]], dtype=np.float32),
             self._task[1][None],
+            motion_features(config, commands, states, np.array([past.elapsed])),
         )
         with torch.inference_mode():
-            offsets = self.student(*(torch.from_numpy(x).to(self._device) for x in inputs))[0, : self.horizon]
-        return ActionChunk(command + norm.offset_std * offsets.cpu().numpy().astype(np.float64), self.rate)
+            both = self.student(*(torch.from_numpy(x).to(self._device) for x in inputs))
+        offsets, doubts = (x[0, : self.horizon].cpu().numpy().astype(np.float64) for x in both)
+        carried = carried_on(config, commands)[0, : self.horizon]
+        positions = command + carried + norm.offset_std * offsets
+        deviation = norm.uncertainty[0] * norm.offset_std * np.exp(doubts)
+        if bits := list(config.bits):
+            span = (norm.action_high - norm.action_low)[bits]
+            high = 1.0 / (1.0 + np.exp(-offsets[:, bits] - log_odds(norm, config.bits, command)))
+            positions[:, bits] = norm.action_low[bits] + span * high
+            deviation[:, bits] = span * np.sqrt(high * (1.0 - high))
+        chunk = ActionChunk(positions, self.rate, deviation)
+        return replace(chunk, confidence=self._confidence(chunk))
+
+    def expected_error(self, chunk: ActionChunk) -> float:
+        """How large an error it expects of a chunk of its own: the mean deviation, in those of the training offsets.
+
+        Bits and joints that never move do not count; free of the calibration.
+        """
+        norm, assured = self.normalization, chunk.deviation
+        moving = norm.action_high > norm.action_low
+        moving[list(self.student.config.bits)] = False
+        if assured is None or not moving.any():
+            return 0.0
+        return float((assured / norm.offset_std)[:, moving].mean() / norm.uncertainty[0])
+
+    def _confidence(self, chunk: ActionChunk) -> float:
+        """1 up to the error expected of all but one in a hundred calibration chunks, 0 at twice that."""
+        return float(np.clip(2.0 - self.expected_error(chunk) / self.normalization.uncertainty[1], 0.0, 1.0))
+
+
+def _nothing_known(config: StudentConfig) -> Past:
+    commands, states = (np.full((rows + 1, width), np.nan) for rows, width in
+                        ((COMMANDS, config.action_dim), (STATES, config.state_dim)))  # fmt: skip
+    return Past(commands, states, 0.0)

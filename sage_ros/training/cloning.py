@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from sage_ros.core.history import history
 from sage_ros.core.options import check, option
 from sage_ros.policy.config import StudentConfig
-from sage_ros.policy.normalization import Normalization, chunks, normalise
+from sage_ros.policy.motion import carried_on, motion_features, motion_scale
+from sage_ros.policy.normalization import STAYS, Normalization, chunks, normalise
 from sage_ros.policy.student import Student, StudentPolicy, task_features
 from sage_ros.training.openloop import Demonstration, open_loop_error
 
@@ -24,7 +27,7 @@ from sage_ros.training.openloop import Demonstration, open_loop_error
 class CloningConfig:
     """How a student is trained. Noise is in standard deviations of what it is added to.
 
-    State noise and forgotten commands are what keeps a student that sees its own last command from only copying it;
+    Pose noise and forgotten commands are what keeps a student that sees its own last command from only copying it;
     command noise teaches it to come back to the demonstrated path; blanked tokens, to bear a distrusted patch.
     """
 
@@ -36,12 +39,17 @@ class CloningConfig:
     ema: float = option(0.995, "share of the averaged weights kept per step", low=0.0, high=0.999999)
     evaluate_every: int = option(100, "steps between two looks at the validation episodes", low=1, high=10**6)
     patience: int = option(10, "looks without improvement after which training stops", low=1, high=10**6)
-    state_noise: float = option(0.1, "noise on the joint state", low=0.0, high=10.0)
-    command_noise: float = option(0.1, "noise on the last command, of the offsets' deviation", low=0.0, high=10.0)
+    pose_noise: float = option(0.1, "noise on the joint state and on the last command", low=0.0, high=10.0)
+    motion_noise: float = option(0.1, "noise on the motion features", low=0.0, high=10.0)
+    command_noise: float = option(0.1, "how far the last command is off the path, of the offsets' deviation",
+                                  low=0.0, high=10.0)  # fmt: skip
     command_dropout: float = option(0.05, "share of rows on which the last command is not known", low=0.0, high=0.99)
+    word_dropout: float = option(0.1, "share of the task's words that are blank", low=0.0, high=0.99)
+    dropout: float = option(0.0, "share of the network's thoughts that are blank", low=0.0, high=0.9)
     token_noise: float = option(0.1, "noise on the tokens", low=0.0, high=10.0)
     token_dropout: float = option(0.1, "share of tokens that are blank", low=0.0, high=0.99)
     ahead_weight: float = option(0.3, "weight of the rows beyond the chunk in the loss", low=0.0, high=10.0)
+    bit_weight: float = option(4.0, "weight of a gripper's bit in the loss", low=0.0, high=1e3)
     huber: float = option(0.3, "offset error above which the loss is linear", low=1e-3, high=1e3)
     seed: int = option(0, "seed of weights, batches and noise", low=0, high=2**31)
 
@@ -59,50 +67,109 @@ class Cloned:
     curve: list[tuple[int, float, float]]  # (step, training loss, validation error) at every evaluation
 
 
+class Targets(NamedTuple):
+    """What a batch of B rows should have been answered."""
+
+    offsets: Tensor  # (B, rows, A), normalised, from the carried-on command
+    high: Tensor  # (B, rows, bits) 1.0 where the bit is high
+    odds: Tensor  # (B, 1, bits) log-odds before anything is learned
+
+
 class _Rows:
     """All training rows as tensors on one device, and batches of them with noise."""
 
     def __init__(
-        self, training: Sequence[Demonstration], norm: Normalization, student: StudentConfig, config: CloningConfig,
-        device: torch.device,
+        self, training: Sequence[Demonstration], student: StudentConfig, config: CloningConfig, device: torch.device
     ) -> None:
-        far = [np.concatenate([chunks(d.action, student.horizon) for d in training])]
-        for ahead in student.ahead:
-            far.append(np.concatenate([_shifted(d.action, ahead) for d in training])[:, None])
-        fresh = np.concatenate([np.arange(len(d)) == 0 for d in training])
-        command = np.concatenate([np.vstack((norm.first_command[None], d.action[:-1])) for d in training])
+        pasts = [history(d.state, d.action, np.arange(len(d))) for d in training]
+        commands, states = (np.concatenate([past[kind] for past in pasts]) for kind in (0, 1))
+        elapsed = np.concatenate([np.arange(len(d)) / d.rate for d in training])
+        motion = motion_features(student, commands, states, elapsed)
+        self.norm = norm = Normalization.fit(
+            [d.state for d in training], [d.action for d in training], [d.tokens for d in training], student.horizon,
+            motion_scale(student, motion),
+        )
+        fresh = np.isnan(commands[:, 0]).any(axis=1, keepdims=True)
+        command = np.where(fresh, norm.first_command, commands[:, 0])
         tasks = np.concatenate(
             [np.tile(task_features(d.task, student.words), (len(d), 1)) for d in training]
         )
-        parts = normalise(
+        inputs = normalise(
             norm, np.concatenate([d.tokens for d in training]), np.concatenate([d.state for d in training]), command,
-            fresh[:, None], tasks,
+            fresh, tasks, motion,
         )
-        self.tokens, self.state, self.command, self.fresh, self.task = (torch.from_numpy(p).to(device) for p in parts)
-        scale = norm.offset_std
-        self.target = torch.from_numpy(((np.concatenate(far, axis=1) - command[:, None]) / scale).astype(np.float32))
-        self.target = self.target.to(device)
-        self.per_offset = torch.from_numpy((scale / norm.command_std).astype(np.float32)).to(device)
-        first = (norm.first_command - norm.command_mean) / norm.command_std
-        self.first = torch.from_numpy(first.astype(np.float32)).to(device)
-        self.config, self.device = config, device
+
+        def on(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+
+        self.tokens, self.state, self.command, self.fresh, self.task, self.motion = (on(part) for part in inputs)
+        far = [np.concatenate([chunks(d.action, student.horizon) for d in training])]
+        for ahead in student.ahead:
+            far.append(np.concatenate([_shifted(d.action, ahead) for d in training])[:, None])
+        goal = np.concatenate(far, axis=1)
+        self.target, self.carried = (on(x / norm.offset_std) for x in (goal - command[:, None],
+                                                                       carried_on(student, commands)))  # fmt: skip
+        self.bits = list(student.bits)
+        middle = (norm.action_low + norm.action_high)[self.bits] / 2
+        self.high = on(goal[..., self.bits] > middle)
+        span = (norm.action_high - norm.action_low)[self.bits]
+        self.to_share = [on(x) for x in (norm.command_std[self.bits] / span,
+                                         (norm.command_mean - norm.action_low)[self.bits] / span)]  # fmt: skip
+        self.per_offset = on(norm.offset_std / norm.command_std)
+        self.first = on((norm.first_command - norm.command_mean) / norm.command_std)
+        self.analogue = torch.ones(student.action_dim, device=device)
+        self.analogue[self.bits] = 0.0
+        self.moving = on(np.ptp(motion, axis=0) > 0)
+        # Where the last command is off the path, so is the lag behind it; what is forgotten has no motion.
+        self.lag = slice(student.history * student.action_dim, (student.history + 1) * student.action_dim)
+        self.of_commands = slice(0, self.lag.stop if student.history else 0)
+        measured = np.array(student.measured or [-1] * student.action_dim) >= 0
+        scale = norm.motion_std[self.lag] if student.history else np.ones(student.action_dim)
+        self.lag_per_command = on(measured * norm.command_std / scale)
+        self.config, self.student, self.device = config, student, device
         self.random = torch.Generator(device).manual_seed(config.seed)
 
-    def batch(self) -> tuple[tuple[Tensor, ...], Tensor]:
+    def batch(self) -> tuple[tuple[Tensor, ...], Targets]:
         config, n = self.config, min(self.config.batch_size, len(self.state))
         pick = torch.randint(len(self.state), (n,), generator=self.random, device=self.device)
         tokens = self.tokens[pick]
-        tokens = tokens + config.token_noise * self._normal(tokens.shape)
-        tokens = tokens * (self._uniform((*tokens.shape[:2], 1)) >= config.token_dropout)
-        state = self.state[pick] + config.state_noise * self._normal(self.state[pick].shape)
+        if self.student.queries:
+            tokens = tokens + config.token_noise * self._normal(tokens.shape)
+            tokens = tokens * (self._uniform((*tokens.shape[:2], 1)) >= config.token_dropout)
+        state = self.state[pick] + config.pose_noise * self._normal(self.state[pick].shape)
         command, target, fresh = self.command[pick], self.target[pick], self.fresh[pick]
         # A command that is off the demonstrated path, or forgotten: the chunk still has to reach the demonstrated one.
-        moved = config.command_noise * self.per_offset * self._normal(command.shape) * (1.0 - fresh)
+        moved = config.command_noise * self.per_offset * self._normal(command.shape) * self.analogue * (1.0 - fresh)
         forget = (self._uniform(fresh.shape) < config.command_dropout) & (fresh == 0)
         moved = torch.where(forget, self.first - command, moved)
         fresh = torch.where(forget, torch.ones_like(fresh), fresh)
-        inputs = (tokens, state, command + moved, fresh, self.task[pick])
-        return inputs, target - (moved / self.per_offset)[:, None]
+        command = command + moved
+        target = target - (moved / self.per_offset)[:, None] - self.carried[pick] * ~forget[:, None]
+        share = command[:, self.bits] * self.to_share[0] + self.to_share[1]
+        odds = STAYS * (2.0 * share.clamp(0.0, 1.0) - 1.0)
+        motion = self.motion[pick]
+        if self.student.history:
+            motion[:, self.lag] += moved * self.lag_per_command
+            motion[:, self.of_commands] *= ~forget
+        motion = motion + config.motion_noise * self.moving * self._normal(motion.shape)
+        command = command + config.pose_noise * self.analogue * self._normal(command.shape)
+        task = self.task[pick]
+        task = task * (self._uniform(task.shape) >= config.word_dropout)
+        return (tokens, state, command, fresh, task, motion), Targets(target, self.high[pick], odds[:, None])
+
+    def loss(self, answer: tuple[Tensor, Tensor], targets: Targets) -> Tensor:
+        """Huber's for joints, Brier's for bits, and of the error it expects Laplace's likelihood."""
+        config = self.config
+        weight = torch.ones(targets.offsets.shape[1], 1, device=self.device)
+        weight[self.student.horizon :] = config.ahead_weight
+        offsets, doubts = answer
+        error = F.huber_loss(offsets, targets.offsets, reduction="none", delta=config.huber) * self.analogue
+        if self.bits:
+            chance = torch.sigmoid(offsets[..., self.bits] + targets.odds)
+            error[..., self.bits] = config.bit_weight * (chance - targets.high) ** 2
+        miss = (offsets.detach() - targets.offsets).abs() * self.analogue
+        doubts = doubts.clamp(-7.0, 5.0)
+        return (error * weight).mean() + 0.1 * (miss * torch.exp(-doubts) + doubts).mean()
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self.random, device=self.device)
@@ -121,20 +188,16 @@ def clone(
 ) -> Cloned:
     """Train a student; keep the weights (an exponential average) with the least error on ``validation``.
 
-    The error is GR00T's metric over whole episodes. Step 0, where a student repeats its last command, competes too:
+    The error is GR00T's metric over whole episodes. Step 0, where a student carries on as it moves, competes too:
     where nothing is learned that holds elsewhere, that is what is kept. Without validation episodes the last weights
     are kept. The same seed gives the same student on the same CPU. Raises ValueError where the loss stops being finite.
     """
     torch.manual_seed(config.seed)
-    norm = Normalization.fit(
-        [d.state for d in training], [d.action for d in training], [d.tokens for d in training], student.horizon
-    )
     on = torch.device(device)
-    net = Student(student).to(on)
+    net = Student(student, config.dropout).to(on)
     average = copy.deepcopy(net).eval()
-    rows = _Rows(training, norm, student, config, on)
-    weight = torch.ones(student.horizon + len(student.ahead), 1, device=on)
-    weight[student.horizon :] = config.ahead_weight
+    rows = _Rows(training, student, config, on)
+    norm = rows.norm
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -152,7 +215,7 @@ def clone(
     bar = tqdm(range(1, config.steps + 1), desc=f"distil seed {config.seed}", unit="step", disable=not progress)
     for step in bar:
         inputs, target = rows.batch()
-        loss = (F.huber_loss(net(*inputs), target, reduction="none", delta=config.huber) * weight).mean()
+        loss = rows.loss(net(*inputs), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -27,8 +27,10 @@ from sage_ros.policy.manifest import INSIDE, CheckpointError, EncoderReference, 
 from sage_ros.policy.student import StudentPolicy
 from sage_ros.sim.world import RATE, PickPlaceWorld
 from sage_ros.training.baselines import Blanked, fit_baselines
+from sage_ros.training.calibration import clone_calibrated
 from sage_ros.training.cloning import Cloned, CloningConfig, clone
 from sage_ros.training.openloop import STEPS, Demonstration, compare, format_table
+from sage_ros.training.recipes import ENOUGH, add_training_options, chosen, student_for
 from sage_ros.training.simulated import FIRST_SEED, simulate
 from sage_ros.training.tokens import load_demonstrations
 from sage_ros.vision.encoder import EncoderError, load_encoder
@@ -37,7 +39,6 @@ MAX_ENCODER = 32 * 2**20  # bytes: a larger encoder is named, not copied
 CALIBRATED = 200  # episodes: more would not change the quantiles, but fill the memory
 WHOLE = "whole"
 STUDENT = "student"
-SIZES = {"width": "width of the network", "layers": "layers", "queries": "learned queries", "trunk": "the trunk's"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Split:
 def split_episodes(indices: Sequence[int], held_out: str, validation: str, seed: int = 0) -> Split:
     """Split by a number of episodes ("8": drawn with ``seed``), a list of them ("0,3,7"), or "auto".
 
-    That holds out a fifth of them and validates on a tenth, each at least one where two episodes are left.
+    That holds out a fifth of them, at least one where two episodes are left, and validates on a tenth where so many
+    are left that they can be spared.
 
     Raises ValueError on unknown or doubly used episodes, or if none is left to train on.
     """
@@ -61,7 +63,8 @@ def split_episodes(indices: Sequence[int], held_out: str, validation: str, seed:
     chosen: list[list[int]] = []
     for text, share in ((held_out, 5), (validation, 10)):
         if text == "auto":
-            text = str(max(1, len(indices) // share) if len(left) > 1 else 0)
+            spared = share == 5 or len(left) > ENOUGH
+            text = str(max(1, len(indices) // share) if len(left) > 1 and spared else 0)
         numbers = [int(part) for part in text.split(",") if part.strip()]
         if "," not in text and len(numbers) == 1:
             numbers = [index for index in drawn if index in left][: numbers[0]] if numbers[0] else []
@@ -81,9 +84,9 @@ def measure(policies: dict[str, ChunkPolicy], demonstrations: Sequence[Demonstra
     """GR00T's metric per joint group ("all" too) and length: {"all, whole": {policy: [error per episode]}, ...}."""
     groups = list(demonstrations[0].action_joints.groups)
     table = {}
-    for name, chosen in [("all", [])] + [(group, [group]) for group in groups]:
+    for name, only in [("all", list[str]())] + [(group, [group]) for group in groups]:
         for length, steps in ((f"{STEPS} steps", STEPS), (WHOLE, None)):
-            table[f"{name}, {length}"] = compare(policies, demonstrations, chosen, steps)
+            table[f"{name}, {length}"] = compare(policies, demonstrations, only, steps)
     return table
 
 
@@ -107,7 +110,7 @@ def distil(
     runs: list[tuple[Cloned, dict[str, Any]]] = []
     for seed in seeds:
         start = time.perf_counter()
-        cloned = clone(train, validation, student, replace(config, seed=seed), device, progress)
+        cloned = clone_calibrated(train, validation, student, replace(config, seed=seed), device, progress)
         error = min((point[2] for point in cloned.curve), default=float("nan"))
         alone: dict[str, ChunkPolicy] = {STUDENT: StudentPolicy(cloned.student, cloned.normalization, train[0].rate)}
         runs.append((cloned, {
@@ -199,9 +202,9 @@ def run(args: argparse.Namespace) -> int:
     check_free(out, args.overwrite)
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    config = CloningConfig(**{f.name: getattr(args, f.name) for f in fields(CloningConfig) if f.name != "seed"})
     dataset = EpisodeDataset(dataset_path(args.dataset))
     split = split_episodes(dataset.indices, args.holdout, args.validation, args.split_seed)
+    config, sizes = chosen(args, len(split.train) + args.simulate)
     source = args.encoder_source or str(ENCODER)
     encoder = load_encoder(args.encoder, source, device)
     camera = args.camera or dataset.cameras[0]
@@ -209,8 +212,7 @@ def run(args: argparse.Namespace) -> int:
     train, validation, held_out = ([by_index[i] for i in part] for part in asdict(split).values())
     first = train[0]
     simulated = co_train(args.simulate, args.jobs, args.encoder, source, first) if args.simulate else []
-    sizes = {name: getattr(args, name) for name in SIZES}
-    student = StudentConfig(encoder.grid, encoder.features, first.state.shape[1], first.action.shape[1], **sizes)
+    student = student_for(train + simulated, encoder.grid, encoder.features, sizes)
     print(f"{len(train)} training, {len(validation)} validation, {len(held_out)} held-out episodes, "
           f"{len(simulated)} simulated; {device}")
     aside = len(simulated) // 50  # stop the training too: recorded and simulated pictures differ a little
@@ -295,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout", default="auto", metavar="N|LIST",
                         help="episodes kept for the final table: how many, or which, as 0,3,7 (auto: a fifth)")
     parser.add_argument("--validation", default="auto", metavar="N|LIST",
-                        help="episodes that stop the training: how many, 0 for none, or which (auto: a tenth)")
+                        help="episodes that stop the training: how many, or which (auto: a tenth, none of a few)")
     parser.add_argument("--split-seed", type=int, default=0, help="seed that draws these episodes (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a student per seed; the best is kept")
     parser.add_argument("--blind", action="store_true", help="also train a student that sees nothing, to compare")
@@ -304,9 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--simulate", type=int, default=0, metavar="N",
                         help="train also on N demonstrations of the simulated expert, made in memory (%(default)s)")
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="processes that simulate")
-    for name, text in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=getattr(StudentConfig, name), help=f"{text} (%(default)s)")
-    add_options(parser, CloningConfig, skip=["seed"])
+    add_training_options(parser)
     return parser
 
 

@@ -1,21 +1,23 @@
 """GR00T's open-loop metric: how far a policy's chunks are from what the demonstration did.
 
-A chunk is asked for every ``horizon`` rows from row 0 on, row j of the chunk is compared with the action of row
-t + j, and the error is the mean over rows and joints of the squared difference, in raw units (Isaac-GR00T,
-``scripts/eval_policy.py``). Unlike there, rows beyond an episode's end are not counted.
+A chunk is asked for every 16 rows from row 0 on, row j of the chunk is compared with the action of row t + j, and the
+error is the mean over rows and joints of the squared difference, in raw units (Isaac-GR00T,
+``scripts/eval_policy.py``). Unlike there, rows beyond an episode's end only count where :func:`padded` adds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sage_ros.core.chunks import ChunkPolicy, Observation
+from sage_ros.core.chunks import ChunkPolicy, Observation, Past
+from sage_ros.core.history import history
 from sage_ros.core.joints import JointLayout
 
 STEPS = 150  # rows of an episode that GR00T's evaluation looks at by default
+EVERY = 16  # rows between two chunks there
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,83 @@ class Demonstration:
     def observation(self, row: int) -> Observation:
         """What was known at ``row``; the last command is the action of the row before, None at row 0."""
         last = self.action[row - 1] if row > 0 else None
-        return Observation(self.tokens[row], self.state[row], last, self.task)
+        commands, states = history(self.state, self.action, np.array([row]))
+        past = Past(commands[0], states[0], row / self.rate)
+        return Observation(self.tokens[row], self.state[row], last, self.task, past)
 
 
-def predict(policy: ChunkPolicy, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
-    """The policy's open-loop actions (R, A) for the first ``steps`` rows (None: all), a fresh chunk per horizon.
+@dataclass(frozen=True)
+class Prediction:
+    """A policy's chunks on one episode, asked for every ``every`` rows from row 0 on."""
 
-    Raises ValueError if the policy's rate is not the demonstration's.
+    chunks: np.ndarray  # (C, every, A) float64: the rows of each chunk that count
+    deviation: np.ndarray | None  # (C, every, A) standard deviations, where the policy gives them
+    rows: int  # of the episode that are predicted; the last chunk may reach beyond
+
+    @property
+    def every(self) -> int:
+        return self.chunks.shape[1]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The open-loop actions, (rows, A)."""
+        return self.chunks.reshape(-1, self.chunks.shape[-1])[: self.rows]
+
+    @property
+    def deviations(self) -> np.ndarray | None:
+        """Standard deviations of :attr:`positions`, (rows, A)."""
+        return None if self.deviation is None else self.deviation.reshape(-1, self.chunks.shape[-1])[: self.rows]
+
+    def first(self, rows: int | None) -> Prediction:
+        """What it is for the first ``rows`` rows (None: all)."""
+        rows = self.rows if rows is None else min(rows, self.rows)
+        count = -(-rows // self.every)
+        return Prediction(self.chunks[:count], None if self.deviation is None else self.deviation[:count], rows)
+
+
+def padded(demonstration: Demonstration, rows: int) -> Demonstration:
+    """The episode with its last row repeated up to ``rows``, which GR00T N1's script counts as if demonstrated."""
+    keep = np.minimum(np.arange(max(rows, len(demonstration))), len(demonstration) - 1)
+    state, action, tokens = (x[keep] for x in (demonstration.state, demonstration.action, demonstration.tokens))
+    return replace(demonstration, state=state, action=action, tokens=tokens)
+
+
+def predict_chunks(
+    policy: ChunkPolicy, demonstration: Demonstration, steps: int | None = None, every: int | None = None
+) -> Prediction:
+    """What the policy would do in the first ``steps`` rows (None: all), a fresh chunk every ``every`` (its horizon).
+
+    Raises ValueError if the policy's
+    rate is not the demonstration's, if its chunks have another shape, or if they end before the next is asked for.
     """
     rows = len(demonstration) if steps is None else min(steps, len(demonstration))
+    every = policy.horizon if every is None else every
+    if not 1 <= every <= policy.horizon:
+        raise ValueError(f"a chunk every {every} rows was asked for, but the policy's chunks have {policy.horizon}")
+    shape = (policy.horizon, demonstration.action.shape[1])
     policy.reset()
-    found = []
-    for row in range(0, rows, policy.horizon):
+    found, spread = [], []
+    for row in range(0, rows, every):
         chunk = policy.infer(demonstration.observation(row))
         if abs(chunk.rate - demonstration.rate) > 1e-3 * demonstration.rate:
             raise ValueError(
                 f"the policy's chunks are at {chunk.rate:g} Hz, but episode {demonstration.index} is at "
                 f"{demonstration.rate:g} Hz: rows would not match"
             )
-        found.append(chunk.positions)
-    return np.concatenate(found)[:rows]
+        if chunk.positions.shape != shape:
+            raise ValueError(f"the policy's chunk is {chunk.positions.shape}, but {shape} (rows, joints) was expected")
+        found.append(chunk.positions[:every])
+        spread.append(None if chunk.deviation is None else chunk.deviation[:every])
+    known = [deviation for deviation in spread if deviation is not None]
+    return Prediction(np.stack(found), np.stack(known) if len(known) == len(found) else None, rows)
+
+
+def predict(policy: ChunkPolicy, demonstration: Demonstration, steps: int | None = None) -> np.ndarray:
+    """The policy's open-loop actions (R, A) for the first ``steps`` rows (None: all), a fresh chunk per horizon.
+
+    Raises ValueError as :func:`predict_chunks`.
+    """
+    return predict_chunks(policy, demonstration, steps).positions
 
 
 def open_loop_error(

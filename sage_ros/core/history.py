@@ -1,0 +1,43 @@
+"""What a robot did lately, as a policy that remembers is told: the same from recorded rows and from live topics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sage_ros.core.chunks import Past
+from sage_ros.core.timing import SECOND, StampBuffer
+
+COMMANDS, STATES = 16, 4  # rows back
+
+
+def history(state: np.ndarray, action: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of an episode's ``state`` (T, S) and ``action`` (T, A): what was known at each of ``rows`` (R,).
+
+    The commands before the row (R, COMMANDS + 1, A) and the states up to it (R, STATES + 1, S), newest first.
+    """
+    found = []
+    for values, newest in ((action, rows[:, None] - 1 - np.arange(COMMANDS + 1)),
+                           (state, rows[:, None] - np.arange(STATES + 1))):  # fmt: skip
+        known = np.asarray(values, dtype=np.float64)[np.maximum(newest, 0)]
+        found.append(np.where((newest >= 0)[..., None], known, np.nan))
+    return found[0], found[1]
+
+
+def recall(
+    commands: StampBuffer[np.ndarray], states: StampBuffer[np.ndarray], stamp: int, began: int, rate: float,
+    widths: tuple[int, int], tolerances: tuple[int, int],
+) -> Past:
+    """The same at ``stamp`` (ns) of a task that ``began`` (ns), from live buffers of A and S wide (``widths``) values.
+
+    A row is the newest command strictly before its moment, or the newest state not after it, no more than its
+    tolerance (ns) older; what was before the task began does not count.
+    """
+    past = [np.full((rows + 1, width), np.nan) for rows, width in zip((COMMANDS, STATES), widths, strict=True)]
+    for find, values, tolerance in ((commands.before, past[0], tolerances[0]), (states.at, past[1], tolerances[1])):
+        for row in range(len(values)):
+            moment = stamp - round(row * SECOND / rate)
+            found = find(moment, tolerance) if moment >= began else None
+            if found is None:
+                break
+            values[row] = found
+    return Past(past[0], past[1], (stamp - began) / SECOND)

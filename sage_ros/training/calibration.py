@@ -1,0 +1,62 @@
+"""How far a student's own estimate of its error can be believed: measured on episodes that it was not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.student import StudentPolicy
+from sage_ros.training.cloning import Cloned, CloningConfig, clone
+from sage_ros.training.openloop import Demonstration
+
+SPREAD = 1.645  # standard deviations to either side that hold 90 % of a normal distribution
+EVERY = 4  # rows between two chunks that are looked at
+PARTS = 5  # at most so many students are fitted to calibrate one
+
+
+def clone_calibrated(
+    training: Sequence[Demonstration],
+    validation: Sequence[Demonstration],
+    student: StudentConfig,
+    config: CloningConfig,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Cloned:
+    """As :func:`~sage_ros.training.cloning.clone`, with ``normalization.uncertainty`` calibrated.
+
+    On the validation episodes, or, where there are none, by cross-fitting: each part of the training episodes is
+    judged by a student of the others (cross-conformal prediction, Vovk 2015). A single training episode has to judge
+    itself, which is too kind.
+    """
+    cloned = clone(training, validation, student, config, device, progress)
+    if validation or len(training) < 2:
+        scores = [_scores(cloned, validation or training)]
+    else:
+        scores = []
+        parts = min(PARTS, len(training))
+        for part in range(parts):
+            rest = [d for place, d in enumerate(training) if place % parts != part]
+            scores.append(_scores(clone(rest, [], student, config, device, progress), training[part::parts]))
+    misses, doubts = (np.concatenate([score[kind] for score in scores]) for kind in (0, 1))
+    uncertainty = np.array([np.quantile(misses, 0.9) / SPREAD, np.quantile(doubts, 0.99)])
+    return replace(cloned, normalization=replace(cloned.normalization, uncertainty=np.maximum(uncertainty, 1e-6)))
+
+
+def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the joints that move, in units of the student's estimate, and its mean estimate for each chunk."""
+    policy = StudentPolicy(cloned.student, cloned.normalization, shown[0].rate)
+    config, norm = cloned.student.config, cloned.normalization
+    moving = (norm.action_high > norm.action_low) & ~np.isin(np.arange(config.action_dim), config.bits)
+    misses, doubts = [np.zeros(1)], [np.zeros(0)]
+    for demonstration in shown:
+        for row in range(0, len(demonstration), EVERY):
+            chunk = policy.infer(demonstration.observation(row))
+            assert chunk.deviation is not None
+            goal = demonstration.action[row : row + policy.horizon]
+            miss = np.abs(chunk.positions[: len(goal)] - goal) / chunk.deviation[: len(goal)]
+            misses.append(miss[:, moving].ravel())
+            doubts.append(np.array([policy.expected_error(chunk)]))
+    return np.concatenate(misses), np.concatenate(doubts)
