@@ -49,7 +49,8 @@ def parts(encoder: EncoderReference) -> tuple[Student, Manifest, Normalization, 
     student = Student(CONFIG)
     torch.nn.init.normal_(student.head.weight)
     tokens = rng.normal(size=(30, 4, 3)).astype(np.float32)
-    norm = Normalization.fit([rng.normal(size=(30, 3))], [rng.normal(size=(30, 2))], [tokens], CONFIG.horizon, np.ones(CONFIG.motion))
+    state, action = rng.normal(size=(30, 3)), rng.normal(size=(30, 2))
+    norm = Normalization.fit([state], [action], [tokens], CONFIG.horizon, np.ones(CONFIG.motion))
     manifest = Manifest(CONFIG, 20.0, ("front",), STATE, ACTION, encoder, {})
     return student, manifest, norm, Calibration.fit([tokens], 20.0)
 

@@ -20,7 +20,7 @@ SIZES = {"width": "width of the network", "layers": "layers", "queries": "learne
 # A handful of episodes tell nothing of pictures (probes of pretrained features do not generalise from them either),
 # and poses and words only which episode it is. What does hold in the next episode is how a motion goes on.
 _FEW = CloningConfig(
-    steps=1000, batch_size=256, pose_noise=1.0, motion_noise=0.3, dropout=0.3, word_dropout=0.9, command_noise=0.0
+    steps=1000, batch_size=256, pose_noise=1.0, motion_noise=0.3, dropout=0.5, word_dropout=0.5
 )
 _RECIPES: dict[str, tuple[CloningConfig, dict[str, int]]] = {FEW: (_FEW, {"queries": 0}), MANY: (CloningConfig(), {})}
 
