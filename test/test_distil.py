@@ -29,7 +29,8 @@ from sage_ros.training.tokens import encode_frames, load_demonstrations
 from sage_ros.vision import encoder as encoders
 
 JOINTS = JointLayout(("pan", "lift"), {"arm": (0, 2)})
-STUDENT = StudentConfig(grid=(2, 4), features=3, state_dim=2, action_dim=2, width=32, heads=2, queries=2, ahead=())
+STUDENT = StudentConfig(grid=(2, 4), features=3, state_dim=2, action_dim=2, width=32, heads=2, queries=2, ahead=(),
+                        history=8, persistence=0.9, clock=True)
 QUICK = CloningConfig(
     steps=300, batch_size=32, evaluate_every=50, warmup=20, lr=3e-3, token_dropout=0.0, command_dropout=0.0,
     pose_noise=0.1,

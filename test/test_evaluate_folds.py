@@ -334,7 +334,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_trained(
 
 
 def test_the_students_trainer_travels_to_another_process_and_obeys_its_settings() -> None:
-    config, sizes, device = student_options(["--steps", "5", "--batch-size", "8", "--width", "32"])
+    config, sizes, device = student_options(["--steps", "5", "--batch-size", "8", "--width", "32"], 3)
     train = CloneStudent((1, 1), 1, config, sizes, device)
     assert "steps=5 " in str(train) and "width=32" in str(train)
     assert str(train) != str(replace(train, sizes={**sizes, "width": 16}))

@@ -18,7 +18,9 @@ from sage_ros.policy.motion import motion_features
 from sage_ros.policy.normalization import STAYS, STILL, Normalization, normalise, spread
 from sage_ros.policy.student import Student, StudentPolicy, task_features
 
-CONFIG = StudentConfig(grid=(2, 3), features=5, state_dim=4, action_dim=3, width=32, queries=3)
+CONFIG = StudentConfig(
+    grid=(2, 3), features=5, state_dim=4, action_dim=3, width=32, queries=3, history=8, persistence=0.9, clock=True
+)
 
 
 def normalization(seed: int = 0, rows: int = 60) -> Normalization:

@@ -33,9 +33,9 @@ class StudentConfig:
     trunk: int = 256
     words: int = 64
     ahead: tuple[int, ...] = (24, 32, 48, 64)
-    history: int = 8
-    persistence: float = 0.9
-    clock: bool = True
+    history: int = 0
+    persistence: float = 0.0
+    clock: bool = False
     bits: tuple[int, ...] = ()
     measured: tuple[int, ...] = ()
 

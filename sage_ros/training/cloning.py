@@ -39,12 +39,13 @@ class CloningConfig:
     ema: float = option(0.995, "share of the averaged weights kept per step", low=0.0, high=0.999999)
     evaluate_every: int = option(100, "steps between two looks at the validation episodes", low=1, high=10**6)
     patience: int = option(10, "looks without improvement after which training stops", low=1, high=10**6)
-    pose_noise: float = option(0.1, "noise on the joint state and on the last command", low=0.0, high=10.0)
+    pose_noise: float = option(0.1, "noise on the joint state", low=0.0, high=10.0)
+    command_blur: float = option(0.0, "noise on what the student hears of the last command", low=0.0, high=10.0)
     motion_noise: float = option(0.1, "noise on the motion features", low=0.0, high=10.0)
     command_noise: float = option(0.1, "how far the last command is off the path, of the offsets' deviation",
                                   low=0.0, high=10.0)  # fmt: skip
     command_dropout: float = option(0.05, "share of rows on which the last command is not known", low=0.0, high=0.99)
-    word_dropout: float = option(0.1, "share of the task's words that are blank", low=0.0, high=0.99)
+    word_dropout: float = option(0.0, "share of the task's words that are blank", low=0.0, high=0.99)
     dropout: float = option(0.0, "share of the network's thoughts that are blank", low=0.0, high=0.9)
     token_noise: float = option(0.1, "noise on the tokens", low=0.0, high=10.0)
     token_dropout: float = option(0.1, "share of tokens that are blank", low=0.0, high=0.99)
@@ -152,7 +153,7 @@ class _Rows:
             motion[:, self.lag] += moved * self.lag_per_command
             motion[:, self.of_commands] *= ~forget
         motion = motion + config.motion_noise * self.moving * self._normal(motion.shape)
-        command = command + config.pose_noise * self.analogue * self._normal(command.shape)
+        command = command + config.command_blur * self.analogue * self._normal(command.shape)
         task = self.task[pick]
         task = task * (self._uniform(task.shape) >= config.word_dropout)
         return (tokens, state, command, fresh, task, motion), Targets(target, self.high[pick], odds[:, None])

@@ -20,15 +20,18 @@ SIZES = {"width": "width of the network", "layers": "layers", "queries": "learne
 # A handful of episodes tell nothing of pictures (probes of pretrained features do not generalise from them either),
 # and poses and words only which episode it is. What does hold in the next episode is how a motion goes on.
 _FEW = CloningConfig(
-    steps=1000, batch_size=256, pose_noise=1.0, motion_noise=0.3, dropout=0.5, word_dropout=0.5
+    steps=1000, batch_size=256, pose_noise=1.0, command_blur=1.0, motion_noise=0.3, dropout=0.5, word_dropout=0.5
 )
-_RECIPES: dict[str, tuple[CloningConfig, dict[str, int]]] = {FEW: (_FEW, {"queries": 0}), MANY: (CloningConfig(), {})}
+_RECIPES: dict[str, tuple[CloningConfig, dict[str, Any]]] = {
+    FEW: (_FEW, {"queries": 0, "history": 8, "persistence": 0.9, "clock": True}),
+    MANY: (CloningConfig(), {}),
+}
 
 
-def recipe(name: str, episodes: int) -> tuple[CloningConfig, dict[str, int]]:
+def recipe(name: str, episodes: int) -> tuple[CloningConfig, dict[str, Any]]:
     """Training settings and network sizes called ``name``; "auto": by the number of training ``episodes``."""
     config, sizes = _RECIPES[(FEW if episodes < ENOUGH else MANY) if name == "auto" else name]
-    return config, {size: getattr(StudentConfig, size) for size in SIZES} | sizes
+    return config, {size: getattr(StudentConfig, size) for size in (*SIZES, "persistence", "clock")} | sizes
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +47,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                         help=f"settings for few or many episodes (auto: many from {ENOUGH} training episodes on)")
     for name, meaning in SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=text(name, meaning, 1))
-    parser.add_argument("--persistence", type=float, default=StudentConfig.persistence,
-                        help="share of the velocity that lasts from row to row where nothing is added (%(default)s)")
-    parser.add_argument("--no-clock", action="store_true", help="do not tell it how long the task has gone on")
+    meaning = "share of the last command's velocity that lasts from row to row where it has nothing to add"
+    parser.add_argument("--persistence", type=float, help=text("persistence", meaning, 1))
+    parser.add_argument("--clock", action=argparse.BooleanOptionalAction,
+                        help="tell it how long the task has gone on (few: yes, many: no)")
     for item in fields(CloningConfig):
         if item.name != "seed":
             flag = "--" + item.name.replace("_", "-")
@@ -58,8 +62,7 @@ def chosen(args: argparse.Namespace, episodes: int) -> tuple[CloningConfig, dict
     config, sizes = recipe(args.recipe, episodes)
     given = {f.name: getattr(args, f.name, None) for f in fields(CloningConfig)}
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    named = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    return config, sizes | named | {"persistence": args.persistence, "clock": not args.no_clock}
+    return config, sizes | {name: getattr(args, name) for name in sizes if getattr(args, name) is not None}
 
 
 def student_for(
