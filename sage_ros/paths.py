@@ -1,7 +1,8 @@
-"""Where the package's own data, configuration and launch files are, however it was installed."""
+"""Where the package's own data, configuration and launch files are, however it was installed; and its cache."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def checkpoint_path(given: str) -> Path:
 def dataset_path(given: str) -> Path:
     """The data set folder to use: the given one, or the package's where none is given."""
     return Path(given).expanduser() if given else EPISODES
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/sage_ros``, by default ``~/.cache/sage_ros``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage_ros"
 
 
 def share(*parts: str) -> Path:

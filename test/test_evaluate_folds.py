@@ -25,6 +25,7 @@ from sage_ros.training.openloop import (
     Demonstration,
     Prediction,
     compare,
+    fit_layout,
     open_loop_error,
     padded,
     predict,
@@ -237,7 +238,7 @@ def test_every_baseline_has_a_name() -> None:
 @needs_demo
 def test_baselines_on_the_real_episodes_are_near_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     from sage_ros.episodes.dataset import EpisodeDataset
-    from sage_ros.training.tokens import demonstration as demonstration_of
+    from sage_ros.training.openloop import demonstration as demonstration_of
 
     monkeypatch.setattr(baselines, "TREES", 20)
     dataset = EpisodeDataset(DEMO, video=False)
@@ -355,8 +356,8 @@ def test_help_teaches_both_ways(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_a_policys_joints_are_found_by_name_among_others() -> None:
     demo, few = demonstration(0), JointLayout(("b",), {"wrist": (0, 1)})
-    found = evaluate.fit_layout(demo, few, JointLayout(("b", "a")))
+    found = fit_layout(demo, few, JointLayout(("b", "a")))
     assert np.array_equal(found.state, demo.state[:, [1]]) and np.array_equal(found.action, demo.action[:, [1, 0]])
     assert (found.state_joints, found.action_joints.names) == (few, ("b", "a"))
     with pytest.raises(JointError, match="missing joints: c"):
-        evaluate.fit_layout(demo, JointLayout(("c",)), JOINTS)
+        fit_layout(demo, JointLayout(("c",)), JOINTS)

@@ -150,7 +150,7 @@ def test_table_gives_means_and_ratios() -> None:
 @needs_demo
 def test_hold_state_on_the_real_episodes_has_the_published_error() -> None:
     from sage_ros.episodes.dataset import EpisodeDataset
-    from sage_ros.training.tokens import demonstration as demonstration_of
+    from sage_ros.training.openloop import demonstration as demonstration_of
 
     dataset = EpisodeDataset(DEMO, video=False)
     demos = [demonstration_of(episode, np.zeros((len(episode), 1, 1), np.float32)) for episode in dataset]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sage_ros.core.chunks import Past
 from sage_ros.core.timing import SECOND, StampBuffer
 
 COMMANDS, STATES = 16, 4  # rows back
+
+
+def nothing_known(actions: int, states: int) -> Past:
+    """The past of a robot of which nobody knows anything, of this many commanded and measured joints."""
+    return Past(np.full((COMMANDS + 1, actions), np.nan), np.full((STATES + 1, states), np.nan), 0.0)
 
 
 def history(state: np.ndarray, action: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,12 +39,13 @@ def recall(
     A row is the newest command strictly before its moment, or the newest state not after it, no more than its
     tolerance (ns) older; what was before the task began does not count.
     """
-    past = [np.full((rows + 1, width), np.nan) for rows, width in zip((COMMANDS, STATES), widths, strict=True)]
-    for find, values, tolerance in ((commands.before, past[0], tolerances[0]), (states.at, past[1], tolerances[1])):
+    past = nothing_known(*widths)
+    for find, values, tolerance in ((commands.before, past.commands, tolerances[0]),
+                                    (states.at, past.states, tolerances[1])):  # fmt: skip
         for row in range(len(values)):
             moment = stamp - round(row * SECOND / rate)
             found = find(moment, tolerance) if moment >= began else None
             if found is None:
                 break
             values[row] = found
-    return Past(past[0], past[1], (stamp - began) / SECOND)
+    return replace(past, elapsed=(stamp - began) / SECOND)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from sage_ros.core.history import COMMANDS
 
 CLOCK = 4  # figures that tell how long the task has gone on
@@ -61,6 +63,11 @@ class StudentConfig:
         """How many figures say how the robot has moved (see :func:`~sage_ros.policy.motion.motion_features`)."""
         velocities = self.history * self.action_dim
         return (velocities + self.action_dim + 2 * self.state_dim if self.history else 0) + CLOCK * self.clock
+
+    @property
+    def analogue(self) -> np.ndarray:
+        """Which columns of the action (A,) are no bits."""
+        return ~np.isin(np.arange(self.action_dim), self.bits)
 
     @property
     def tokens(self) -> int:

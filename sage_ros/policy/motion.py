@@ -21,7 +21,7 @@ def motion_features(
     """
     parts = []
     if config.history:
-        measured = np.array(config.measured or [-1] * config.action_dim)
+        measured = measured_columns(config)
         lag = np.where(measured >= 0, commands[:, 0] - states[:, 0, np.maximum(measured, 0)], np.nan)
         steps = commands[:, : config.history] - commands[:, 1 : config.history + 1]
         parts = [steps.reshape(len(steps), -1), lag, states[:, 0] - states[:, 1], (states[:, 0] - states[:, 4]) / 4]
@@ -32,11 +32,21 @@ def motion_features(
     return np.nan_to_num(found).astype(np.float32)
 
 
+def measured_columns(config: StudentConfig) -> np.ndarray:
+    """Which column of the state measures each commanded joint (A,), -1 where none does."""
+    return np.array(config.measured or [-1] * config.action_dim)
+
+
+def lag_columns(config: StudentConfig) -> slice:
+    """Where :func:`motion_features` say how far the joints lag behind, after the steps of the command."""
+    return slice(config.history * config.action_dim, (config.history + 1) * config.action_dim)
+
+
 def motion_scale(config: StudentConfig, motion: np.ndarray) -> np.ndarray:
     """What to divide :func:`motion_features` of all training rows (R, M) by: their size about 0, (M,)."""
     size = np.sqrt(np.mean(motion.astype(np.float64) ** 2, axis=0))
-    analogue = ~np.isin(np.arange(config.action_dim), config.bits)
-    kinds = [analogue] * (config.history + 1) + [np.ones(config.state_dim, dtype=bool)] * 2 if config.history else []
+    states = np.ones(config.state_dim, dtype=bool)
+    kinds = [config.analogue] * (config.history + 1) + [states] * 2 if config.history else []
     start, scales = 0, []
     for alike in kinds:
         scales.append(spread(size[start : start + len(alike)], alike))

@@ -48,16 +48,17 @@ class Normalization:
     @classmethod
     def fit(
         cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int,
-        motion_std: np.ndarray,
+        motion_std: np.ndarray, bits: Sequence[int] = (),
     ) -> Normalization:
-        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F). ``motion_std`` (M,) is as it is."""
+        """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F). ``motion_std`` (M,) is as it is;
+        ``bits`` are the columns of the action that take two values only."""
         state, action = np.concatenate(list(states)), np.concatenate(list(actions))
         offsets = [chunks(a, horizon)[1:] - a[:-1, None] for a in actions if len(a) > 1]
         count = sum(t.shape[0] * t.shape[1] for t in tokens)
         mean = sum(t.sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
         square = sum(((t - mean) ** 2).sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
         offset = np.sqrt(np.mean(np.concatenate(offsets) ** 2, axis=(0, 1))) if offsets else np.zeros(action.shape[1])
-        analogue = ~np.isin(np.arange(action.shape[1]), two_valued(actions))
+        analogue = ~np.isin(np.arange(action.shape[1]), bits)
         return cls(
             tokens_mean=np.asarray(mean),
             tokens_std=spread(np.sqrt(square)),

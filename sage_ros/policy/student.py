@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage_ros.core.chunks import ActionChunk, Observation, Past
-from sage_ros.core.history import COMMANDS, STATES
+from sage_ros.core.chunks import ActionChunk, Observation
+from sage_ros.core.history import nothing_known
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.motion import carried_on, motion_features
 from sage_ros.policy.normalization import Normalization, log_odds, normalise
@@ -129,6 +129,8 @@ class StudentPolicy:
         self.normalization = normalization
         self.horizon = student.config.horizon
         self.rate = rate
+        # (A,): joints whose error is estimated, which are no bits and do move
+        self.moving = (normalization.action_high > normalization.action_low) & student.config.analogue
         self._device = next(student.parameters()).device
         self._task: tuple[str, np.ndarray] = ("", task_features("", student.config.words))
 
@@ -152,7 +154,7 @@ class StudentPolicy:
                 raise ValueError(f"{name} is not finite")
         if observation.task != self._task[0]:
             self._task = (observation.task, task_features(observation.task, config.words))
-        past = observation.past or _nothing_known(config)
+        past = observation.past or nothing_known(config.action_dim, config.state_dim)
         commands, states = past.commands[None], past.states[None]
         inputs = normalise(
             norm,
@@ -183,18 +185,10 @@ class StudentPolicy:
         Bits and joints that never move do not count; free of the calibration.
         """
         norm, assured = self.normalization, chunk.deviation
-        moving = norm.action_high > norm.action_low
-        moving[list(self.student.config.bits)] = False
-        if assured is None or not moving.any():
+        if assured is None or not self.moving.any():
             return 0.0
-        return float((assured / norm.offset_std)[:, moving].mean() / norm.uncertainty[0])
+        return float((assured / norm.offset_std)[:, self.moving].mean() / norm.uncertainty[0])
 
     def _confidence(self, chunk: ActionChunk) -> float:
         """1 up to the error expected of all but one in a hundred calibration chunks, 0 at twice that."""
         return float(np.clip(2.0 - self.expected_error(chunk) / self.normalization.uncertainty[1], 0.0, 1.0))
-
-
-def _nothing_known(config: StudentConfig) -> Past:
-    commands, states = (np.full((rows + 1, width), np.nan) for rows, width in
-                        ((COMMANDS, config.action_dim), (STATES, config.state_dim)))  # fmt: skip
-    return Past(commands, states, 0.0)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sage_ros.paths import cache_folder
+
 VERSION = b"1"  # change it together with the thinning, so that old caches are not read
 STL_FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 Mesh = tuple[np.ndarray, np.ndarray]  # vertices (V, 3) float32 m, faces (F, 3) int32
@@ -55,11 +57,6 @@ def thin(corners: np.ndarray, cell: float) -> Mesh:
     turn = (np.argmin(faces, axis=1)[:, None] + np.arange(3)) % 3
     faces = np.unique(np.take_along_axis(faces, turn, axis=1), axis=0)
     return vertices.astype(np.float32), faces.astype(np.int32)
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/sage_ros``, by default ``~/.cache/sage_ros``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage_ros"
 
 
 def load_meshes(cell: float) -> dict[str, Mesh]:

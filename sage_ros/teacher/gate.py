@@ -14,7 +14,7 @@ from sage_ros.core.joints import JointLayout
 from sage_ros.episodes.dataset import Episode, EpisodeDataset
 from sage_ros.teacher.teachers import Teacher
 from sage_ros.training.baselines import fit_baselines
-from sage_ros.training.openloop import STEPS, Demonstration, compare, format_table
+from sage_ros.training.openloop import STEPS, compare, demonstration, fit_layout, format_table, no_worse
 
 TEACHER = "teacher"
 VARYING = "all varying"
@@ -62,7 +62,10 @@ def judge(
     """
     read = _some(dataset, episodes)
     layout = teacher.joints
-    covered = {index: _demonstration(episode, layout) for index, episode in read.items()}
+    covered = {}
+    for index, episode in read.items():
+        unseen = demonstration(episode, np.zeros((len(episode), 1, 1), np.float32))  # no baseline sees
+        covered[index] = fit_layout(unseen, episode.state_joints, layout)
     moves = np.ptp(np.concatenate([d.action for d in covered.values()]), axis=0) > _STILL
     groups = [group for group, span in layout.groups.items() if moves[slice(*span)].any()]
     if not groups:
@@ -84,9 +87,9 @@ def judge(
         _add(errors[VARYING], compare(policies, part[:1], (), steps))
     lost = []
     for group, row in errors.items():
-        mean = {name: float(np.mean(values)) for name, values in row.items()}
-        if better := [f"{name} ({mean[name]:.4g})" for name in mean if name != TEACHER and mean[name] <= mean[TEACHER]]:
-            lost.append(f"{group}: {', '.join(better)} err no more than the teacher ({mean[TEACHER]:.4g})")
+        if better := no_worse(row, TEACHER):
+            named = ", ".join(f"{name} ({error:.4g})" for name, error in better.items())
+            lost.append(f"{group}: {named} err no more than the teacher ({np.mean(row[TEACHER]):.4g})")
     return Verdict(errors, lost, format_table(errors))
 
 
@@ -103,20 +106,6 @@ def _some(dataset: EpisodeDataset, episodes: Sequence[int]) -> dict[int, Episode
         raise ValueError(f"{dataset.path} has no episode {unknown or 'at all'}; it has {list(dataset.indices)}")
     others = spread([index for index in dataset.indices if index not in episodes] or episodes, FITTED)
     return {i: dataset[dataset.indices.index(i)] for i in sorted({*episodes, *others})}
-
-
-def _demonstration(episode: Episode, layout: JointLayout) -> Demonstration:
-    order = layout.order_from(episode.action_joints.names)
-    return Demonstration(
-        index=episode.index,
-        task=episode.task,
-        rate=episode.fps,
-        state=episode.state,
-        action=episode.action[:, order],
-        tokens=np.zeros((len(episode), 1, 1), np.float32),  # no baseline sees
-        state_joints=episode.state_joints,
-        action_joints=layout,
-    )
 
 
 def _only(layout: JointLayout, keep: np.ndarray) -> JointLayout:

@@ -25,9 +25,8 @@ from sage_ros.teacher.gate import judge, spread
 from sage_ros.teacher.labels import LabelCache, LabelError, default_folder, label_key
 from sage_ros.teacher.modality import TeacherError
 from sage_ros.teacher.teachers import Demonstrations, Gr00tTeacher, Teacher
+from sage_ros.teacher.wire import TOKEN
 from sage_ros.training.openloop import STEPS
-
-TOKEN = "SAGE_ROS_API_TOKEN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sage_ros.core.joints import JointLayout
 from sage_ros.episodes.dataset import Episode, EpisodeDataset
+from sage_ros.paths import cache_folder
 from sage_ros.policy.normalization import chunks
 from sage_ros.teacher.teachers import Teacher
 
@@ -49,9 +50,8 @@ def label_key(dataset: EpisodeDataset, teacher: Teacher, every: int) -> dict[str
 
 
 def default_folder(key: dict[str, Any]) -> Path:
-    """``$XDG_CACHE_HOME/sage_ros/labels/<key>``, else under ``~/.cache``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "sage_ros" / "labels" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    """``labels/<key>`` in :func:`~sage_ros.paths.cache_folder`."""
+    return cache_folder() / "labels" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 class LabelCache:

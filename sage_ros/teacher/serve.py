@@ -32,7 +32,7 @@ try:
     import zmq
 
     from sage_ros.teacher.server import LANGUAGE, StudentServer
-    from sage_ros.teacher.wire import MAX_MESSAGE, Wire
+    from sage_ros.teacher.wire import MAX_MESSAGE, TOKEN, Wire
 except ModuleNotFoundError as error:
     if error.name not in ("zmq", "msgpack"):
         raise
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     torch.set_num_threads(args.threads)
-    token = args.api_token or os.environ.get("SAGE_ROS_API_TOKEN", "")
+    token = args.api_token or os.environ.get(TOKEN, "")
     checkpoint = load_checkpoint(checkpoint_path(args.checkpoint), args.device)
     encoder = checkpoint.load_encoder(args.device)
     server = StudentServer(checkpoint, encoder, Wire(args.wire), args.executed, args.language_key, token)
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=5555, help="0: any free one (%(default)s)")
     add("--wire", choices=[Wire.N16.value, Wire.N17.value], default=Wire.N17.value,
         help="how the modality configuration is written; arrays come back as they are sent (%(default)s)")  # fmt: skip
-    add("--api-token", default="", help="what clients must send (ps shows it: better set SAGE_ROS_API_TOKEN)")
+    add("--api-token", default="", help=f"what clients must send (ps shows it: better set {TOKEN})")
     add("--executed", type=int, default=0, help="rows of a chunk that clients run before they ask again (default: all)")
     add("--language-key", default=LANGUAGE, help="the task's name in observations (%(default)s)")
     add("--max-message", type=float, default=MAX_MESSAGE / 2**20, help="MiB of a request at most (%(default)g)")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sage_ros.core.chunks import ActionChunk, Observation, Past
-from sage_ros.core.history import COMMANDS, STATES
+from sage_ros.core.history import COMMANDS, STATES, nothing_known
 from sage_ros.core.joints import JointLayout
 from sage_ros.policy.checkpoint import Checkpoint
 from sage_ros.teacher.modality import Interface, Modality
@@ -144,8 +144,8 @@ class StudentServer:
         known = self._sessions.pop(session, [])
         if len(known) != len(tasks):
             actions, states = len(self.checkpoint.action_joints), len(self.checkpoint.state_joints)
-            known = [_Session(task, np.full((COMMANDS + 1, actions), np.nan), np.full((STATES + 1, states), np.nan))
-                     for task in tasks]  # fmt: skip
+            pasts = [nothing_known(actions, states) for _ in tasks]
+            known = [_Session(task, past.commands, past.states) for task, past in zip(tasks, pasts, strict=True)]
         self._sessions[session] = known
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)

@@ -24,6 +24,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+TOKEN = "SAGE_ROS_API_TOKEN"  # environment variable that holds a token which `ps` does not show
 MAX_MESSAGE = 64 * 2**20  # bytes: four 1080p frames and room
 _LONGEST = 4096  # entries of a list or map: what one claims is allocated before it is read
 _NUMBER = re.compile(r"[<>|=]?[biuf]\d{1,2}")

@@ -48,8 +48,6 @@ def clone_calibrated(
 def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray, np.ndarray]:
     """Errors of the joints that move, in units of the student's estimate, and its mean estimate for each chunk."""
     policy = StudentPolicy(cloned.student, cloned.normalization, shown[0].rate)
-    config, norm = cloned.student.config, cloned.normalization
-    moving = (norm.action_high > norm.action_low) & ~np.isin(np.arange(config.action_dim), config.bits)
     misses, doubts = [np.zeros(1)], [np.zeros(0)]
     for demonstration in shown:
         for row in range(0, len(demonstration), EVERY):
@@ -57,6 +55,6 @@ def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray,
             assert chunk.deviation is not None
             goal = demonstration.action[row : row + policy.horizon]
             miss = np.abs(chunk.positions[: len(goal)] - goal) / chunk.deviation[: len(goal)]
-            misses.append(miss[:, moving].ravel())
+            misses.append(miss[:, policy.moving].ravel())
             doubts.append(np.array([policy.expected_error(chunk)]))
     return np.concatenate(misses), np.concatenate(doubts)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sage_ros.core.history import history
 from sage_ros.core.options import check, option
 from sage_ros.policy.config import StudentConfig
-from sage_ros.policy.motion import carried_on, motion_features, motion_scale
+from sage_ros.policy.motion import carried_on, lag_columns, measured_columns, motion_features, motion_scale
 from sage_ros.policy.normalization import STAYS, Normalization, chunks, normalise
 from sage_ros.policy.student import Student, StudentPolicy, task_features
 from sage_ros.training.openloop import Demonstration, open_loop_error
@@ -88,7 +88,7 @@ class _Rows:
         motion = motion_features(student, commands, states, elapsed)
         self.norm = norm = Normalization.fit(
             [d.state for d in training], [d.action for d in training], [d.tokens for d in training], student.horizon,
-            motion_scale(student, motion),
+            motion_scale(student, motion), student.bits,
         )
         fresh = np.isnan(commands[:, 0]).any(axis=1, keepdims=True)
         command = np.where(fresh, norm.first_command, commands[:, 0])
@@ -118,15 +118,14 @@ class _Rows:
                                          (norm.command_mean - norm.action_low)[self.bits] / span)]  # fmt: skip
         self.per_offset = on(norm.offset_std / norm.command_std)
         self.first = on((norm.first_command - norm.command_mean) / norm.command_std)
-        self.analogue = torch.ones(student.action_dim, device=device)
-        self.analogue[self.bits] = 0.0
+        self.analogue = on(student.analogue)
+        self.weight = torch.ones(student.horizon + len(student.ahead), 1, device=device)
+        self.weight[student.horizon :] = config.ahead_weight
         self.moving = on(np.ptp(motion, axis=0) > 0)
         # Where the last command is off the path, so is the lag behind it; what is forgotten has no motion.
-        self.lag = slice(student.history * student.action_dim, (student.history + 1) * student.action_dim)
-        self.of_commands = slice(0, self.lag.stop if student.history else 0)
-        measured = np.array(student.measured or [-1] * student.action_dim) >= 0
-        scale = norm.motion_std[self.lag] if student.history else np.ones(student.action_dim)
-        self.lag_per_command = on(measured * norm.command_std / scale)
+        self.lag = lag_columns(student)
+        if student.history:
+            self.lag_per_command = on((measured_columns(student) >= 0) * norm.command_std / norm.motion_std[self.lag])
         self.config, self.student, self.device = config, student, device
         self.random = torch.Generator(device).manual_seed(config.seed)
 
@@ -151,7 +150,7 @@ class _Rows:
         motion = self.motion[pick]
         if self.student.history:
             motion[:, self.lag] += moved * self.lag_per_command
-            motion[:, self.of_commands] *= ~forget
+            motion[:, : self.lag.stop] *= ~forget
         motion = motion + config.motion_noise * self.moving * self._normal(motion.shape)
         command = command + config.command_blur * self.analogue * self._normal(command.shape)
         task = self.task[pick]
@@ -161,8 +160,6 @@ class _Rows:
     def loss(self, answer: tuple[Tensor, Tensor], targets: Targets) -> Tensor:
         """Huber's for joints, Brier's for bits, and of the error it expects Laplace's likelihood."""
         config = self.config
-        weight = torch.ones(targets.offsets.shape[1], 1, device=self.device)
-        weight[self.student.horizon :] = config.ahead_weight
         offsets, doubts = answer
         error = F.huber_loss(offsets, targets.offsets, reduction="none", delta=config.huber) * self.analogue
         if self.bits:
@@ -170,7 +167,7 @@ class _Rows:
             error[..., self.bits] = config.bit_weight * (chance - targets.high) ** 2
         miss = (offsets.detach() - targets.offsets).abs() * self.analogue
         doubts = doubts.clamp(-7.0, 5.0)
-        return (error * weight).mean() + 0.1 * (miss * torch.exp(-doubts) + doubts).mean()
+        return (error * self.weight).mean() + 0.1 * (miss * torch.exp(-doubts) + doubts).mean()
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self.random, device=self.device)

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sage_ros.sim.world import RATE, PickPlaceWorld
 from sage_ros.training.baselines import Blanked, fit_baselines
 from sage_ros.training.calibration import clone_calibrated
 from sage_ros.training.cloning import Cloned, CloningConfig, clone
-from sage_ros.training.openloop import STEPS, Demonstration, compare, format_table
+from sage_ros.training.openloop import STEPS, WHOLE, Demonstration, compare, format_table, length_name, no_worse
 from sage_ros.training.recipes import ENOUGH, add_training_options, chosen, student_for
 from sage_ros.training.simulated import FIRST_SEED, simulate
 from sage_ros.training.tokens import load_demonstrations
@@ -37,7 +37,6 @@ from sage_ros.vision.encoder import EncoderError, load_encoder
 
 MAX_ENCODER = 32 * 2**20  # bytes: a larger encoder is named, not copied
 CALIBRATED = 200  # episodes: more would not change the quantiles, but fill the memory
-WHOLE = "whole"
 STUDENT = "student"
 
 
@@ -85,8 +84,8 @@ def measure(policies: dict[str, ChunkPolicy], demonstrations: Sequence[Demonstra
     groups = list(demonstrations[0].action_joints.groups)
     table = {}
     for name, only in [("all", list[str]())] + [(group, [group]) for group in groups]:
-        for length, steps in ((f"{STEPS} steps", STEPS), (WHOLE, None)):
-            table[f"{name}, {length}"] = compare(policies, demonstrations, only, steps)
+        for steps in (STEPS, None):
+            table[f"{name}, {length_name(steps)}"] = compare(policies, demonstrations, only, steps)
     return table
 
 
@@ -254,9 +253,7 @@ def not_beaten(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]
     """A sentence per measurement of all joints in which a trivial baseline errs no more than the student."""
     found = []
     for key, row in errors.items():
-        mean = {name: float(np.mean(values)) for name, values in row.items()}
-        better = [name for name in mean if not name.startswith(STUDENT) and mean[name] <= mean[STUDENT]]
-        if key.startswith("all") and better:
+        if key.startswith("all") and (better := no_worse(row, STUDENT)):
             found.append(f"warning: on '{key}' {', '.join(better)} err no more than the student, which is not worth "
                          "running yet: more episodes help most")  # fmt: skip
     return found
@@ -276,14 +273,6 @@ def portable_encoder(source: str) -> Path | None:
     folder = Path(source).expanduser()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else MAX_ENCODER
     return folder if size < MAX_ENCODER else None
-
-
-def add_options(parser: argparse.ArgumentParser, kind: type, skip: Sequence[str] = ()) -> None:
-    """One command line option per field of a dataclass made of :func:`~sage_ros.core.options.option` fields."""
-    for item in fields(kind):
-        if item.name not in skip:
-            name, text = "--" + item.name.replace("_", "-"), item.metadata["description"]
-            parser.add_argument(name, type=type(item.default), default=item.default, help=f"{text} (%(default)s)")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from sage_ros.core.chunks import ChunkPolicy
-from sage_ros.core.joints import JointError, JointLayout
+from sage_ros.core.joints import JointError
 from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.episodes.errors import DatasetError
 from sage_ros.paths import ENCODER, checkpoint_path, dataset_path
@@ -25,7 +24,15 @@ from sage_ros.training.baselines import Blanked, fit_all_baselines
 from sage_ros.training.crossval import leave_one_out, read_predictions
 from sage_ros.training.evaluation_report import write_report
 from sage_ros.training.measures import find_grippers
-from sage_ros.training.openloop import EVERY, STEPS, Demonstration, Prediction, format_table, predict_chunks
+from sage_ros.training.openloop import (
+    EVERY,
+    STEPS,
+    Demonstration,
+    Prediction,
+    fit_layout,
+    format_table,
+    predict_chunks,
+)
 from sage_ros.training.recipes import ENOUGH
 from sage_ros.training.scores import Evaluation, choose_subsets, claims, to_json
 from sage_ros.training.tokens import load_demonstrations
@@ -62,20 +69,6 @@ def require_joints(checkpoint: Checkpoint, dataset: EpisodeDataset) -> None:
                 f"trained on {', '.join(ours.names)}: {', '.join(missing)} missing. Evaluate it on episodes of its "
                 "robot, or distil a student for these"
             )
-
-
-def fit_layout(demonstration: Demonstration, state: JointLayout, action: JointLayout) -> Demonstration:
-    """The episode with the columns that a policy of these joints takes and gives, found by name; others are left out.
-
-    Raises JointError where one is missing.
-    """
-    return replace(
-        demonstration,
-        state=demonstration.state[:, state.order_from(demonstration.state_joints.names)],
-        action=demonstration.action[:, action.order_from(demonstration.action_joints.names)],
-        state_joints=state,
-        action_joints=action,
-    )
 
 
 def require_rate(checkpoint: Checkpoint, dataset: EpisodeDataset) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,14 +10,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from sage_ros.pictures import CHUNK_LINE, DEMO_LINE, STATE_LINE
-from sage_ros.training.measures import LEVELS, Gripper, switches
+from sage_ros.training.measures import LEVELS, Gripper, interval, switches
 from sage_ros.training.openloop import Demonstration
 from sage_ros.training.scores import Evaluation
 
 MOST_JOINTS = 16  # drawn: those that move most
 MOST_EPISODES = 8
 COLUMNS = 3
-BAND = NormalDist().inv_cdf(0.5 + LEVELS[-1] / 2)
 INK, OTHER = "#333333", "#8a94a3"
 
 
@@ -57,7 +54,7 @@ def draw_trajectory(evaluation: Evaluation, place: int) -> Figure:
         one.plot(time, demonstration.action[: prediction.rows, column], color=DEMO_LINE, lw=1.6)
         foretold, deviations = prediction.positions[:, column], prediction.deviations
         if deviations is not None:
-            wide = BAND * deviations[:, column]
+            wide = interval(deviations[:, column], LEVELS[-1])
             one.fill_between(time, foretold - wide, foretold + wide, color=CHUNK_LINE, alpha=0.18, lw=0)
         one.plot(time, foretold, color=CHUNK_LINE, lw=1.2)
         asked = np.arange(0, prediction.rows, prediction.every)

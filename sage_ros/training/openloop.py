@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,17 @@ from sage_ros.core.chunks import ChunkPolicy, Observation, Past
 from sage_ros.core.history import history
 from sage_ros.core.joints import JointLayout
 
+if TYPE_CHECKING:
+    from sage_ros.episodes.dataset import Episode
+
 STEPS = 150  # rows of an episode that GR00T's evaluation looks at by default
 EVERY = 16  # rows between two chunks there
+WHOLE = "whole"
+
+
+def length_name(steps: int | None) -> str:
+    """What the first ``steps`` rows (None: all) are called in tables."""
+    return WHOLE if steps is None else f"{steps} steps"
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,34 @@ class Demonstration:
         commands, states = history(self.state, self.action, np.array([row]))
         past = Past(commands[0], states[0], row / self.rate)
         return Observation(self.tokens[row], self.state[row], last, self.task, past)
+
+
+def demonstration(episode: Episode, tokens: np.ndarray) -> Demonstration:
+    """An episode with its token maps (T, N, F)."""
+    return Demonstration(
+        index=episode.index,
+        task=episode.task,
+        rate=episode.fps,
+        state=episode.state,
+        action=episode.action,
+        tokens=tokens,
+        state_joints=episode.state_joints,
+        action_joints=episode.action_joints,
+    )
+
+
+def fit_layout(demonstration: Demonstration, state: JointLayout, action: JointLayout) -> Demonstration:
+    """The episode with the columns that a policy of these joints takes and gives, found by name; others are left out.
+
+    Raises JointError where one is missing.
+    """
+    return replace(
+        demonstration,
+        state=demonstration.state[:, state.order_from(demonstration.state_joints.names)],
+        action=demonstration.action[:, action.order_from(demonstration.action_joints.names)],
+        state_joints=state,
+        action_joints=action,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,8 +123,8 @@ def predict_chunks(
 ) -> Prediction:
     """What the policy would do in the first ``steps`` rows (None: all), a fresh chunk every ``every`` (its horizon).
 
-    Raises ValueError if the policy's
-    rate is not the demonstration's, if its chunks have another shape, or if they end before the next is asked for.
+    Raises ValueError if the policy's rate is not the demonstration's, if its chunks have another shape, or if they end
+    before the next is asked for.
     """
     rows = len(demonstration) if steps is None else min(steps, len(demonstration))
     every = policy.horizon if every is None else every
@@ -141,6 +179,12 @@ def compare(
             open_loop_error(policy, d, c, steps) for d, c in zip(demonstrations, columns, strict=True)
         ]
     return table
+
+
+def no_worse(errors: Mapping[str, Sequence[float]], judged: str) -> dict[str, float]:
+    """The mean error of every policy that errs no more than ``judged``, variants of which are no rivals."""
+    mean = {name: float(np.mean(values)) for name, values in errors.items()}
+    return {name: error for name, error in mean.items() if not name.startswith(judged) and error <= mean[judged]}
 
 
 def format_table(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

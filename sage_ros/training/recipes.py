@@ -36,25 +36,24 @@ def recipe(name: str, episodes: int) -> tuple[CloningConfig, dict[str, Any]]:
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """One option per setting of training and network; what is not given is as the recipe has it."""
-    few, many = recipe(FEW, 0), recipe(MANY, 0)
+    few, many = (vars(config) | sizes for config, sizes in (recipe(FEW, 0), recipe(MANY, 0)))
 
-    def text(name: str, meaning: str, which: int) -> str:
-        values = [vars(r[0])[name] if which == 0 else r[1][name] for r in (few, many)]
-        same = values[0] == values[1]
-        return f"{meaning} ({values[0]:g})" if same else f"{meaning} (few: {values[0]:g}, many: {values[1]:g})"
+    def text(name: str, meaning: str) -> str:
+        same = few[name] == many[name]
+        return f"{meaning} ({few[name]:g})" if same else f"{meaning} (few: {few[name]:g}, many: {many[name]:g})"
 
     parser.add_argument("--recipe", default="auto", choices=["auto", FEW, MANY],
                         help=f"settings for few or many episodes (auto: many from {ENOUGH} training episodes on)")
     for name, meaning in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, help=text(name, meaning, 1))
+        parser.add_argument(f"--{name}", type=int, help=text(name, meaning))
     meaning = "share of the last command's velocity that lasts from row to row where it has nothing to add"
-    parser.add_argument("--persistence", type=float, help=text("persistence", meaning, 1))
+    parser.add_argument("--persistence", type=float, help=text("persistence", meaning))
     parser.add_argument("--clock", action=argparse.BooleanOptionalAction,
                         help="tell it how long the task has gone on (few: yes, many: no)")
     for item in fields(CloningConfig):
         if item.name != "seed":
             flag = "--" + item.name.replace("_", "-")
-            parser.add_argument(flag, type=type(item.default), help=text(item.name, item.metadata["description"], 0))
+            parser.add_argument(flag, type=type(item.default), help=text(item.name, item.metadata["description"]))
 
 
 def chosen(args: argparse.Namespace, episodes: int) -> tuple[CloningConfig, dict[str, Any]]:

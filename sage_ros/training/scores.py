@@ -21,9 +21,8 @@ from sage_ros.training.measures import (
     roughness,
     timing_error,
 )
-from sage_ros.training.openloop import Demonstration, Prediction
+from sage_ros.training.openloop import WHOLE, Demonstration, Prediction, length_name
 
-WHOLE = "whole"
 JOINED = "+"  # between the names of groups that are scored as one
 
 
@@ -149,7 +148,7 @@ class Evaluation:
         return next(iter(self.predictions))
 
     def length(self, steps: int | None) -> str:
-        return WHOLE if steps is None else f"{steps} steps"
+        return length_name(steps)
 
     def inside(self, subset: str) -> list[Gripper]:
         """The grippers all of whose joints are in a subset."""

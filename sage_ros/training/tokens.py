@@ -14,16 +14,12 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from sage_ros.episodes.dataset import Episode, EpisodeDataset
-from sage_ros.training.openloop import Demonstration
+from sage_ros.paths import cache_folder
+from sage_ros.training.openloop import Demonstration, demonstration
 from sage_ros.vision.encoder import Encoder
 
 BATCH = 32  # frames encoded at a time
 log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where encoded episodes are kept: ``$XDG_CACHE_HOME/sage_ros/tokens``, else ``~/.cache/sage_ros/tokens``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage_ros" / "tokens"
 
 
 def load_demonstrations(
@@ -36,35 +32,22 @@ def load_demonstrations(
 ) -> list[Demonstration]:
     """The episodes numbered ``episodes`` (None: all), with token maps of ``camera`` (None: the first).
 
-    Token maps are kept in ``cache`` (None: :func:`cache_folder`) under a hash of the data set's content, the
-    encoder's weights and the camera. Raises ValueError on an unknown episode, DatasetError on bad data.
+    Token maps are kept in ``cache`` (None: ``tokens`` in :func:`~sage_ros.paths.cache_folder`) under a hash of the
+    data set's content, the encoder's weights and the camera. Raises ValueError on an unknown episode, DatasetError on
+    bad data.
     """
     wanted = list(dataset.indices if episodes is None else episodes)
     unknown = sorted(set(wanted) - set(dataset.indices))
     if unknown:
         raise ValueError(f"{dataset.path} has no episode {unknown}; it has {list(dataset.indices)}")
     view = f"{dataset.fingerprint()} {dataset.align} {camera or ''} {encoder.name} {encoder.sha256}"
-    folder = (cache or cache_folder()) / hashlib.sha256(view.encode()).hexdigest()[:32]
+    folder = (cache or cache_folder() / "tokens") / hashlib.sha256(view.encode()).hexdigest()[:32]
     found = []
     for index in tqdm(wanted, desc=f"encode with {encoder.name}", unit="episode", disable=not progress):
         episode = dataset[dataset.indices.index(index)]
         file = folder / f"episode_{index:06d}.safetensors"
         found.append(demonstration(episode, _tokens(episode, encoder, camera, file)))
     return found
-
-
-def demonstration(episode: Episode, tokens: np.ndarray) -> Demonstration:
-    """An episode with its token maps (T, N, F)."""
-    return Demonstration(
-        index=episode.index,
-        task=episode.task,
-        rate=episode.fps,
-        state=episode.state,
-        action=episode.action,
-        tokens=tokens,
-        state_joints=episode.state_joints,
-        action_joints=episode.action_joints,
-    )
 
 
 def encode_frames(encoder: Encoder, frames: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from sage_ros import __version__
 from sage_ros.core.options import check, option
 from sage_ros.episodes import DatasetError, EpisodeDataset
 from sage_ros.paths import dataset_path
-from sage_ros.training.distil import add_options, split_episodes
+from sage_ros.training.distil import split_episodes
 from sage_ros.training.probes import (
     View,
     colour_centre,
@@ -242,7 +242,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="R,G,B of the thing whose place is probed; empty: no probe (%(default)s, the red cube)")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--threads", type=int, default=max(1, min(8, os.cpu_count() or 1)), help="CPU threads")
-    add_options(parser, VaeTraining)
+    for item in fields(VaeTraining):
+        flag, text = "--" + item.name.replace("_", "-"), item.metadata["description"]
+        parser.add_argument(flag, type=type(item.default), default=item.default, help=f"{text} (%(default)s)")
     return parser
 
 
