@@ -9,7 +9,6 @@ from std_msgs.msg import Header
 
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.nodes.messages import (
-    ENCODINGS,
     MessageError,
     chunk_from,
     image_message,
@@ -22,6 +21,7 @@ from sage_ros.nodes.messages import (
     to_stamp,
     trajectory_message,
 )
+from sage_ros.pixels import ENCODINGS
 
 FRAME = np.random.default_rng(0).integers(0, 255, (6, 5, 3), dtype=np.uint8)
 
