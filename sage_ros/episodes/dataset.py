@@ -83,6 +83,7 @@ class EpisodeDataset(Sequence[Episode]):
         self.cameras = tuple(self._schema.cameras)
         self.tasks = tuple(text for _, text in sorted(self._schema.tasks.items()))
         self.indices = tuple(self._schema.lengths)
+        self.rows = sum(self._schema.lengths.values())
 
     def __len__(self) -> int:
         return len(self.indices)
