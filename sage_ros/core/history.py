@@ -17,16 +17,20 @@ def nothing_known(actions: int, states: int) -> Past:
     return Past(np.full((COMMANDS + 1, actions), np.nan), np.full((STATES + 1, states), np.nan), 0.0)
 
 
-def history(state: np.ndarray, action: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def history(
+    state: np.ndarray, action: np.ndarray, rows: np.ndarray, start: np.ndarray | int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Of an episode's ``state`` (T, S) and ``action`` (T, A): what was known at each of ``rows`` (R,).
+
+    Of several episodes end to end, where ``start`` (R,) says at which row each one's begins.
 
     The commands before the row (R, COMMANDS + 1, A) and the states up to it (R, STATES + 1, S), newest first.
     """
-    found = []
+    found, first = [], np.reshape(start, (-1, 1))
     for values, newest in ((action, rows[:, None] - 1 - np.arange(COMMANDS + 1)),
                            (state, rows[:, None] - np.arange(STATES + 1))):  # fmt: skip
-        known = np.asarray(values, dtype=np.float64)[np.maximum(newest, 0)]
-        found.append(np.where((newest >= 0)[..., None], known, np.nan))
+        known = np.asarray(values, dtype=np.float64)[np.maximum(newest, first)]
+        found.append(np.where((newest >= first)[..., None], known, np.nan))
     return found[0], found[1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from sage_ros.policy.config import StudentConfig
@@ -42,9 +44,15 @@ def lag_columns(config: StudentConfig) -> slice:
     return slice(config.history * config.action_dim, (config.history + 1) * config.action_dim)
 
 
-def motion_scale(config: StudentConfig, motion: np.ndarray) -> np.ndarray:
-    """What to divide :func:`motion_features` of all training rows (R, M) by: their size about 0, (M,)."""
-    size = np.sqrt(np.mean(motion.astype(np.float64) ** 2, axis=0))
+def motion_scale(config: StudentConfig, motions: Iterable[np.ndarray]) -> np.ndarray:
+    """What to divide :func:`motion_features` of all training rows by: their size about 0, (M,).
+
+    The rows come in parts (R, M), so that they need not be in memory at once.
+    """
+    squares, rows = np.zeros(config.motion), 0
+    for motion in motions:
+        squares, rows = squares + np.sum(motion.astype(np.float64) ** 2, axis=0), rows + len(motion)
+    size = np.sqrt(squares / rows)
     states = np.ones(config.state_dim, dtype=bool)
     kinds = [config.analogue] * (config.history + 1) + [states] * 2 if config.history else []
     start, scales = 0, []

@@ -14,6 +14,7 @@ from sage_ros.policy.manifest import RETRAIN, CheckpointError, Manifest, check_f
 NORMALIZATION = "normalization.json"
 STAYS = 4.0  # log-odds that a bit is what it was
 STILL = 0.1  # share of the most mobile joint's deviation below which a joint counts as still
+AT_ONCE = 2**16  # rows whose chunks are in memory at a time
 CLIP = 10.0  # in standard deviations: how far from the training data an input may be before it is cut off
 
 
@@ -61,11 +62,10 @@ class Normalization:
         """Fit on whole episodes: states (T, S), actions (T, A), tokens (T, N, F). ``motion_std`` (M,) is as it is;
         ``bits`` are the columns of the action that take two values only."""
         state, action = np.concatenate(list(states)), np.concatenate(list(actions))
-        offsets = [chunks(a, horizon)[1:] - a[:-1, None] for a in actions if len(a) > 1]
         count = sum(t.shape[0] * t.shape[1] for t in tokens)
         mean = sum(t.sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
         square = sum(((t - mean) ** 2).sum(axis=(0, 1), dtype=np.float64) for t in tokens) / count
-        offset = np.sqrt(np.mean(np.concatenate(offsets) ** 2, axis=(0, 1))) if offsets else np.zeros(action.shape[1])
+        offset = _offset_size(actions, horizon)
         analogue = ~np.isin(np.arange(action.shape[1]), bits)
         return cls(
             tokens_mean=np.asarray(mean),
@@ -99,6 +99,19 @@ class Normalization:
             if name.endswith(("_std", "uncertainty")) and not (array > 0).all():
                 raise ValueError(f"'{name}' must be positive")
         return cls(**arrays)
+
+
+def _offset_size(actions: Sequence[np.ndarray], horizon: int) -> np.ndarray:
+    """Size about 0 (A,) of all chunks relative to the command before them; 0 where no episode has two rows."""
+    squares, count, waiting = np.zeros(actions[0].shape[1]), 0, list[np.ndarray]()
+    for place, action in enumerate(actions):
+        if len(action) > 1:
+            waiting.append(chunks(action, horizon)[1:] - action[:-1, None])
+        if waiting and (place == len(actions) - 1 or sum(map(len, waiting)) > AT_ONCE):
+            offsets = np.concatenate(waiting)
+            squares, count = squares + np.sum(offsets**2, axis=(0, 1)), count + len(offsets) * horizon
+            waiting.clear()
+    return np.asarray(np.sqrt(squares / max(count, 1)))
 
 
 def spread(deviation: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:

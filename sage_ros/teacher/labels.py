@@ -179,6 +179,22 @@ def load_labels(folder: Path | str, dataset: EpisodeDataset) -> dict[int, np.nda
     return labels
 
 
+def label_origin(folder: Path | str) -> dict[str, Any]:
+    """Where labels come from, for whoever learns from them: the teacher, its gate's verdict, the index's sha256.
+
+    Raises LabelError.
+    """
+    path = Path(folder).expanduser().absolute() / INDEX
+    index = _read_index(path)
+    gate = index["gate"]
+    return {
+        **{name: index["key"][name] for name in ("teacher", "joints", "horizon", "every")},
+        "gate": None if gate is None else {name: gate[name] for name in ("passed", "episodes", "steps")},
+        "episodes": sorted(map(int, index["episodes"])),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     """An index of this format. Raises LabelError."""
     try:

@@ -9,8 +9,11 @@ import numpy as np
 
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.student import StudentPolicy
-from sage_ros.training.cloning import Cloned, CloningConfig, clone
+from sage_ros.training.cloning import Cloned, clone
+from sage_ros.training.engine import Engine
 from sage_ros.training.openloop import Demonstration
+from sage_ros.training.resume import Unfinished
+from sage_ros.training.settings import CloningConfig
 
 SPREAD = 1.645  # standard deviations to either side that hold 90 % of a normal distribution
 EVERY = 4  # rows between two chunks that are looked at
@@ -22,8 +25,10 @@ def clone_calibrated(
     validation: Sequence[Demonstration],
     student: StudentConfig,
     config: CloningConfig,
-    device: str = "cpu",
+    engine: Engine | str = "cpu",
     progress: bool = True,
+    unfinished: Unfinished | None = None,
+    name: str = "student",
 ) -> Cloned:
     """As :func:`~sage_ros.training.cloning.clone`, with ``normalization.uncertainty`` calibrated.
 
@@ -31,7 +36,8 @@ def clone_calibrated(
     judged by a student of the others (cross-conformal prediction, Vovk 2015). A single training episode has to judge
     itself, which is too kind.
     """
-    cloned = clone(training, validation, student, config, device, progress)
+    engine = Engine(engine) if isinstance(engine, str) else engine
+    cloned = clone(training, validation, student, config, engine, progress, unfinished, name)
     if validation or len(training) < 2:
         scores = [_scores(cloned, validation or training)]
     else:
@@ -39,7 +45,8 @@ def clone_calibrated(
         parts = min(PARTS, len(training))
         for part in range(parts):
             rest = [d for place, d in enumerate(training) if place % parts != part]
-            scores.append(_scores(clone(rest, [], student, config, device, progress), training[part::parts]))
+            other = clone(rest, [], student, config, engine, progress, unfinished, f"{name}_without_part_{part}")
+            scores.append(_scores(other, training[part::parts]))
     misses, doubts = (np.concatenate([score[kind] for score in scores]) for kind in (0, 1))
     uncertainty = np.array([np.quantile(misses, 0.9) / SPREAD, np.quantile(doubts, 0.99)])
     return replace(cloned, normalization=replace(cloned.normalization, uncertainty=np.maximum(uncertainty, 1e-6)))

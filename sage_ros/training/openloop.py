@@ -42,6 +42,7 @@ class Demonstration:
     tokens: np.ndarray  # (T, N, F) float32
     state_joints: JointLayout
     action_joints: JointLayout
+    labels: np.ndarray | None = None  # (T, H, A) float32: what a teacher would command, NaN where it was not asked
 
     def __len__(self) -> int:
         return len(self.action)
@@ -69,7 +70,8 @@ def demonstration(episode: Episode, tokens: np.ndarray) -> Demonstration:
 
 
 def fit_layout(demonstration: Demonstration, state: JointLayout, action: JointLayout) -> Demonstration:
-    """The episode with the columns that a policy of these joints takes and gives, found by name; others are left out.
+    """The episode with the columns that a policy of these joints takes and gives, found by name; others are left out,
+    a teacher's labels too.
 
     Raises JointError where one is missing.
     """
@@ -79,6 +81,7 @@ def fit_layout(demonstration: Demonstration, state: JointLayout, action: JointLa
         action=demonstration.action[:, action.order_from(demonstration.action_joints.names)],
         state_joints=state,
         action_joints=action,
+        labels=None,
     )
 
 
@@ -115,7 +118,7 @@ def padded(demonstration: Demonstration, rows: int) -> Demonstration:
     """The episode with its last row repeated up to ``rows``, which GR00T N1's script counts as if demonstrated."""
     keep = np.minimum(np.arange(max(rows, len(demonstration))), len(demonstration) - 1)
     state, action, tokens = (x[keep] for x in (demonstration.state, demonstration.action, demonstration.tokens))
-    return replace(demonstration, state=state, action=action, tokens=tokens)
+    return replace(demonstration, state=state, action=action, tokens=tokens, labels=None)
 
 
 def predict_chunks(

@@ -9,8 +9,8 @@ from typing import Any
 
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.normalization import two_valued
-from sage_ros.training.cloning import CloningConfig
 from sage_ros.training.openloop import Demonstration
+from sage_ros.training.settings import APART, CloningConfig
 
 FEW, MANY = "few", "many"
 ENOUGH = 20  # training episodes from which on pictures and poses are learned from, rather than by heart
@@ -51,7 +51,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", action=argparse.BooleanOptionalAction,
                         help="tell it how long the task has gone on (few: yes, many: no)")
     for item in fields(CloningConfig):
-        if item.name != "seed":
+        if item.name not in APART:
             flag = "--" + item.name.replace("_", "-")
             parser.add_argument(flag, type=type(item.default), help=text(item.name, item.metadata["description"]))
 

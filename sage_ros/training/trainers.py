@@ -10,9 +10,9 @@ from typing import Any
 from sage_ros.core.chunks import ChunkPolicy
 from sage_ros.policy.student import StudentPolicy
 from sage_ros.training.calibration import clone_calibrated
-from sage_ros.training.cloning import CloningConfig
 from sage_ros.training.openloop import Demonstration
 from sage_ros.training.recipes import add_training_options, chosen, student_for
+from sage_ros.training.settings import APART, CloningConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CloneStudent:
         return StudentPolicy(found.student, found.normalization, train[0].rate)
 
     def __str__(self) -> str:
-        config = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name != "seed"}
+        config = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in APART}
         said = {"grid": self.grid, "features": self.features, **self.sizes, **config}
         return "student: " + " ".join(f"{name}={value}" for name, value in said.items())
 

@@ -69,7 +69,9 @@ def load_encoder(name: str, source: str | Path, device: str = "cpu") -> Encoder:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of that name. Raises EncoderError if this machine does not have it."""
+    """The torch device of that name; "auto": a GPU if there is one. Raises EncoderError if this machine lacks it."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
