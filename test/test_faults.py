@@ -271,7 +271,9 @@ class Pipeline:
             "joint_fault": {"kind": "joints", "topic_in": "encoders", "topic_out": "joint_states"},
             "action_fault": {"kind": "chunk", "topic_in": "plan", "topic_out": "action"},
         }
+        # Beside other tests computing takes longer, and a pipeline that is out of energy rests
         parameters: dict[str, Any] = {"sim_robot:image_size": 64, "safety_filter:watchdog": 0.4}
+        parameters["metabolic_manager:capacity"] = 1e6
         for name, values in relays.items():
             parameters |= {f"{name}:{key}": value for key, value in values.items()}
         remappings = ["sim_robot:image_raw:=camera", "sim_robot:joint_states:=encoders", "sage_policy:action:=plan"]

@@ -98,7 +98,8 @@ class Session:
 def test_what_is_replayed_is_recorded_again_row_for_row_and_pixel_for_pixel(original, tmp_path):
     parameters = {
         "replayer:dataset": str(original), "replayer:camera": "all", "replayer:mode": "demonstration",
-        "replayer:settle": 0.5, "replayer:listeners": 2, "recorder:dataset": str(tmp_path / "copy"),
+        "replayer:settle": 0.5, "replayer:lead": 1.0, "replayer:listeners": 2,
+        "recorder:dataset": str(tmp_path / "copy"),
         "recorder:cameras": "front=front/image_raw,wrist=wrist/image_raw", "recorder:split": "task",
         "recorder:lossless": True, "recorder:like": str(original), "recorder:signals": False,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,13 +69,15 @@ def default_mapping(
 ) -> BagMapping:
     """The topics that the replayer publishes: one camera on /image_raw, several below their names."""
     names = tuple(cameras)
-    topics = {name: "/image_raw" if len(names) == 1 else f"/{_topic(name)}/image_raw" for name in names}
+    topics = {name: "/image_raw" if len(names) == 1 else f"/{topic_name(name)}/image_raw" for name in names}
     streams = ((Stream("/joint_states", state.names),), (Stream("/demo/action", action.names),))
     return BagMapping(fps, *streams, cameras=topics, robot_type=robot_type, groups=dict(state.groups))
 
 
-def _topic(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+def topic_name(camera: str) -> str:
+    """The camera's name as a part of a topic: letters, digits and underscores."""
+    name = re.sub(r"\W", "_", camera, flags=re.ASCII)
+    return f"camera_{name}" if not name or name[0].isdigit() else name
 
 
 def read_mapping(path: Path) -> BagMapping:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sage_ros.episodes.mapping import topic_name
 from sage_ros.nodes.lifecycle import STREAM, SageNode
 from sage_ros.nodes.messages import image_message
 
@@ -66,12 +66,6 @@ class CameraTopics:
         if not done:
             raise RuntimeError(f"OpenCV cannot write a frame of {frame.shape} as {self._suffix}")
         return CompressedImage(header=header, format=self._format, data=array.array("B", packed.tobytes()))
-
-
-def topic_name(camera: str) -> str:
-    """The camera's name as a part of a topic: letters, digits and underscores."""
-    name = re.sub(r"\W", "_", camera, flags=re.ASCII)
-    return f"camera_{name}" if not name or name[0].isdigit() else name
 
 
 def intrinsics(folder: str, known: Mapping[str, Any] | None, camera: str, size: tuple[int, int]) -> CameraInfo | None:

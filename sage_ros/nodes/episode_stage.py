@@ -21,9 +21,10 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.timing import SECOND
 from sage_ros.episodes import DatasetError, Episode, EpisodeDataset
+from sage_ros.episodes.mapping import topic_name
 from sage_ros.episodes.playback import Playlist, choose, shuffled
 from sage_ros.episodes.video import Align
-from sage_ros.nodes.camera_topics import CameraTopics, intrinsics, topic_name
+from sage_ros.nodes.camera_topics import CameraTopics, intrinsics
 from sage_ros.nodes.lifecycle import EVENTS, LATCHED, RELIABLE, SageNode
 from sage_ros.nodes.messages import MessageError, joint_message, positions_from, to_stamp, trajectory_message
 from sage_ros.nodes.player import Player

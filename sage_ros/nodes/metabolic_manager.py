@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -135,13 +135,8 @@ class MetabolicManager(SageNode):
         state = self._machine.state
         values: dict[str, object] = asdict(self._allowances[state])
         values |= {"energy": f"{self._energy.level / self._energy.capacity:.3f}", "reason": self._machine.reason}
-        status = DiagnosticStatus(name=f"{self.get_name()}: state", message=state.value)
-        status.level = DiagnosticStatus.ERROR if state is State.CRISIS else DiagnosticStatus.OK
-        status.hardware_id = self.get_fully_qualified_name()
-        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._state.publish(array)
+        level = DiagnosticStatus.ERROR if state is State.CRISIS else DiagnosticStatus.OK
+        self._state.publish(self.report("state", level, state.value, values))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._machine.reset_crisis()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
 from sensor_msgs.msg import JointState
@@ -266,12 +266,7 @@ class SafetyFilterNode(SageNode):
 
     def _tell(self) -> None:
         mode, reason = self._told = (self._filter.mode, self._filter.reason)
-        status = DiagnosticStatus(name=f"{self.get_name()}: state", message=mode.value, level=LEVELS[mode])
-        status.hardware_id = self.get_fully_qualified_name()
-        status.values = [KeyValue(key="reason", value=reason)]
-        array_ = DiagnosticArray(status=[status])
-        array_.header.stamp = self.get_clock().now().to_msg()
-        self._states.publish(array_)
+        self._states.publish(self.report("state", LEVELS[mode], mode.value, {"reason": reason}))
 
     def _now(self) -> tuple[int, float]:
         return self.get_clock().now().nanoseconds, time.monotonic()
