@@ -9,7 +9,6 @@ from std_msgs.msg import Header
 
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.nodes.messages import (
-    ENCODINGS,
     MessageError,
     chunk_from,
     image_message,
@@ -31,7 +30,7 @@ def test_a_frame_survives_the_trip_even_when_it_is_a_view():
     assert np.array_equal(rgb_from(image_message(FRAME[::2, ::-1], Header())), FRAME[::2, ::-1])
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
 @pytest.mark.parametrize("padding", [0, 7])
 def test_every_encoding_becomes_rgb_and_row_padding_is_skipped(encoding, padding):
     source = {

@@ -10,23 +10,15 @@ from __future__ import annotations
 import array
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from sage_ros.core.chunks import ActionChunk
-
-# encoding -> channels and the OpenCV conversion to RGB
-ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
-}
+from sage_ros.nodes.bridge import to_rgb
+from sage_ros.pixels import values_of_raw
 
 
 class MessageError(ValueError):
@@ -46,14 +38,12 @@ def image_message(frame: np.ndarray, header: Header, into: Image | None = None) 
     return _fill(into, frame.reshape(len(frame), -1), "rgb8", frame.shape[1], header)
 
 
-def rgb_from(message: Image) -> np.ndarray:
+def rgb_from(message: Image | CompressedImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises MessageError on an unknown encoding or a size that does not fit the data."""
-    if message.encoding not in ENCODINGS:
-        raise MessageError(f"image encoding '{message.encoding}' is not one of {', '.join(ENCODINGS)}")
-    channels, conversion = ENCODINGS[message.encoding]
-    rows = _rows(message, channels)
-    picture = rows.reshape(message.height, message.width, channels)
-    return picture if conversion is None else cv2.cvtColor(np.ascontiguousarray(picture), conversion)
+    try:
+        return to_rgb(message)
+    except ValueError as problem:
+        raise MessageError(str(problem)) from problem
 
 
 def map_message(values: np.ndarray, header: Header, into: Image | None = None) -> Image:
@@ -69,8 +59,10 @@ def map_from(message: Image) -> np.ndarray:
     """The float32 map (rows, columns) of a 32FC1 image. Raises MessageError."""
     if message.encoding != "32FC1":
         raise MessageError(f"expected a 32FC1 map, got encoding '{message.encoding}'")
-    values = np.ascontiguousarray(_rows(message, 4)).view(">f4" if message.is_bigendian else "<f4")
-    return values.astype(np.float32, copy=False)
+    try:
+        return values_of_raw(message)
+    except ValueError as problem:
+        raise MessageError(str(problem)) from problem
 
 
 def _fill(into: Image | None, rows: np.ndarray, encoding: str, width: int, header: Header) -> Image:
@@ -83,20 +75,6 @@ def _fill(into: Image | None, rows: np.ndarray, encoding: str, width: int, heade
         np.frombuffer(into.data, rows.dtype).reshape(rows.shape)[...] = rows
     into.header = header
     return into
-
-
-def _rows(message: Image, pixel_bytes: int) -> np.ndarray:
-    """The image's bytes (height, width * pixel_bytes) without row padding."""
-    used = message.width * pixel_bytes
-    if message.height == 0 or used == 0:
-        raise MessageError("the image is empty")
-    if message.step < used or len(message.data) < message.step * message.height:
-        raise MessageError(
-            f"image of {message.width}x{message.height} {message.encoding} with step {message.step} needs "
-            f"{max(message.step, used) * message.height} bytes, but has {len(message.data)}"
-        )
-    data = np.frombuffer(message.data, dtype=np.uint8, count=message.step * message.height)
-    return data.reshape(message.height, message.step)[:, :used]
 
 
 def joint_message(names: Sequence[str], positions: np.ndarray, header: Header) -> JointState:
