@@ -105,14 +105,16 @@ class SageNode(LifecycleNode):
 
     def listen(
         self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile = RELIABLE, always: bool = False
-    ) -> None:
+    ) -> Any:
         """A subscription that calls back only while the node is active, or ``always`` once configured."""
 
         def gated(message: Any) -> None:
             if self.active or always:
                 callback(message)
 
-        self._entities.append((self.destroy_subscription, self.create_subscription(kind, topic, gated, qos)))
+        subscription = self.create_subscription(kind, topic, gated, qos)
+        self._entities.append((self.destroy_subscription, subscription))
+        return subscription
 
     def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
         """A timer that runs while the node is active."""

@@ -44,6 +44,10 @@ class Encoder(Protocol):
     @property
     def runtime(self) -> str: ...
     @property
+    def attends(self) -> bool:
+        """Whether refinement looks at places one by one, and so can follow attention."""
+
+    @property
     def sha256(self) -> str: ...
 
     def encode(self, frames: np.ndarray) -> np.ndarray:

@@ -64,6 +64,7 @@ class TinyVae(nn.Module):
     """
 
     name = "tiny_vae"
+    attends = False
 
     def __init__(self, config: TinyVaeConfig = TinyVaeConfig()) -> None:
         super().__init__()

@@ -26,6 +26,8 @@ class Tower:
     looks again at windows of the frame in higher resolution (:class:`~sage_ros.vision.fovea.Fovea`).
     """
 
+    attends = True
+
     def __init__(
         self,
         name: str,
