@@ -1,7 +1,7 @@
 # make demo     sets everything up, lets the student pick and place in the simulated world, through all nodes, prints a
 #                table and writes report/report.html; SEED=7 puts things elsewhere; SOURCE=replay replays demonstrations
 #                DATASET=folder also distils a student on that data set (kept in report/) and replays its episode 0
-# make test     sets everything up, checks style and types, runs the tests
+# make test     sets everything up, checks style and types, runs the tests (two at a time; JOBS=0: one by one)
 # make bench    lists the benchmarks and their recorded figures; NAME=latency runs one
 SHELL := /bin/bash
 VENV ?= .venv
@@ -14,6 +14,7 @@ export OMP_NUM_THREADS ?= 1
 SOURCE ?= sim
 SEED ?= 100000
 EPISODES ?= 2,3,0
+JOBS ?= 2
 REPORT ?= report
 STUDENT ?= $(REPORT)/student-$(notdir $(patsubst %/,%,$(DATASET)))
 
@@ -36,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/$(or $(NAME),list).py $(ARGS)

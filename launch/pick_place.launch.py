@@ -37,7 +37,7 @@ ARGUMENTS = {
                "robot of yours that publish image_raw, joint_states and task", list(SOURCES)),
     "enable": ("auto", "let the safety_filter's commands out once all are active; false is a dry run, auto enables "
                "for source:=sim alone", ["auto", "true", "false"]),
-    "dataset": ("", "GR00T/LeRobot v2.x data set folder to replay; empty: the one in the package", None),
+    "dataset": ("", "GR00T/LeRobot data set to replay, folder or hub name; empty: the one in the package", None),
     "episode": ("all", "what to replay, in order: 'all', or episode indices such as 0 or 3,1,2", None),
     "rate": ("1.0", "playback speed", None),
     "loop": ("false", "replay for ever", ["true", "false"]),
@@ -107,7 +107,7 @@ class Supervision:
 
     def actions(self) -> list[LaunchDescriptionEntity]:
         params_file = LaunchConfiguration("params_file")
-        own: dict[str, dict[str, ParameterValue | bool]] = {
+        own: dict[str, dict[str, ParameterValue | bool | str]] = {
             name: {"use_sim_time": value("use_sim_time", bool)} for name in PIPELINE
         }
         for name in PIPELINE[1:]:
@@ -116,7 +116,7 @@ class Supervision:
         clock = {"use_sim_time": False, "publish_clock": value("use_sim_time", bool)}
         own["replayer"] = clock | {
             "dataset": value("dataset"), "episodes": value("episode"), "rate": value("rate", float),
-            "loop": value("loop", bool),
+            "loop": value("loop", bool), "mode": "demonstration",
         }  # fmt: skip
         own["sim_robot"] = clock | {
             "seed": value("seed", int), "region_scale": value("region_scale", float),

@@ -218,6 +218,7 @@ def test_a_node_that_stood_still_goes_on_where_it_was(probe: Probe, family: Fami
     family.start("first", "second")
     ear = probe.listen(TransitionEvent, "second/transition_event")
     with Supervised("first", "second") as supervised:
+        probe.until(lambda: not supervised.supervisor.unheard, "both to be watched")
         before = len(ear)
         family.signal("second", signal.SIGSTOP)
         probe.until(lambda: "second" in supervised.supervisor.missing, "its absence to be noticed", timeout=1.0)

@@ -157,6 +157,18 @@ def test_calibrated_deviations_hold_the_errors_of_episodes_not_trained_on(valida
     assert 0.75 < np.mean(within) < 0.99
 
 
+def test_a_part_of_the_episodes_in_which_the_gripper_never_switches_spoils_no_calibration() -> None:
+    gripped = []
+    for place, demo in enumerate(demonstrations(3)):
+        action = demo.action.copy()
+        action[:, 1] = np.where((np.arange(ROWS) > 20) & (place == 0), 1.5, -1.5)  # in the first episode only
+        gripped.append(replace(demo, action=action))
+    student = replace(STUDENT, bits=(1,))
+    found = clone_calibrated(gripped, [], student, replace(QUICK, steps=10), progress=False)
+    assert np.isfinite(found.normalization.uncertainty).all()
+    assert all(torch.isfinite(weights).all() for weights in found.student.state_dict().values())
+
+
 def test_without_validation_the_last_weights_are_kept() -> None:
     found = clone(demonstrations(2), [], STUDENT, replace(QUICK, steps=12, evaluate_every=5), progress=False)
     assert [step for step, _, _ in found.curve] == [5, 10, 12]

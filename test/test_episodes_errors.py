@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from episode_sets import DEMO, edit, film, make, needs_demo, rewrite
+from episode_sets import DEMO, edit, film, make, needs_demo, rewrite, spoilt_and_refused
 
 from sage_ros.episodes import DatasetError, EpisodeDataset
 from sage_ros.episodes.video import encode
@@ -52,7 +52,8 @@ def test_missing_empty_broken_or_pointer_metadata(folder, name):
     path.write_bytes(b"\xff\xfe{")
     assert error_of(folder).file == path
     path.unlink()
-    assert "missing" in str(error_of(folder))
+    if name != "modality.json":  # which is guessed
+        assert "missing" in str(error_of(folder))
     path.write_text(good)
     EpisodeDataset(folder)[0].frames()
 
@@ -63,7 +64,7 @@ def test_missing_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("version", "says"),
-    [("v3.0", "convert_v3_to_v2"), ("v1.6", "v1_to_v2"), ("v2.2", "convert"), (2, "codebase_version")],
+    [("v1.6", "v1_to_v2"), ("v2.2", "convert"), (2, "codebase_version")],
 )
 def test_other_versions_are_refused_with_the_way_out(folder, version, says):
     edit(folder / "meta/info.json", lambda info: info.update(codebase_version=version))
@@ -299,23 +300,13 @@ def test_film_too_large_for_memory(folder, monkeypatch):
 
 
 def test_spoilt_bytes_anywhere_raise_nothing_but_dataset_errors(folder):
-    rng = np.random.default_rng(2)
     files = [path for path in sorted(folder.rglob("*0.*")) if path.is_file()] + sorted(folder.glob("meta/*"))
-    refused = 0
-    for path in files * 12:
-        good = path.read_bytes()
-        spoilt = bytearray(good)
-        for at in rng.integers(0, len(good), rng.integers(1, 9)):
-            spoilt[at] = rng.integers(0, 256)
-        path.write_bytes(spoilt)
-        try:
-            dataset = EpisodeDataset(folder)
-            assert dataset[0].frames().shape[3] == 3 and dataset.stats
-        except DatasetError as error:
-            assert error.remedy
-            refused += 1
-        path.write_bytes(good)
-    assert refused > 40
+
+    def read():
+        dataset = EpisodeDataset(folder)
+        assert dataset[0].frames().shape[3] == 3 and dataset.stats
+
+    assert spoilt_and_refused(files * 12, read) > 40
 
 
 @needs_demo

@@ -157,7 +157,8 @@ def test_episodes_before_a_crash_are_kept_and_the_broken_one_leaves_no_file(tmp_
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError), EpisodeWriter(tmp_path / "set", 20, "arm", JOINTS, {"front": (48, 64)}) as writer:
+    writer = EpisodeWriter(tmp_path / "set", 20, "arm", JOINTS, {"front": (48, 64)})
+    with pytest.raises(DatasetError, match=r"No space left.*Remedy: make room"), writer:
         writer.add(**episode)
         monkeypatch.setattr("sage_ros.episodes.writer.pq.write_table", full)
         writer.add(**episode)

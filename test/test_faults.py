@@ -25,6 +25,7 @@ from std_msgs.msg import Float64MultiArray, Header, String
 from std_srvs.srv import SetBool, Trigger
 
 from sage_ros.core.chunks import ActionChunk
+from sage_ros.nodes.bringup import Bringup
 from sage_ros.nodes.fault_injector import FAULTS, FaultInjector, InjectorConfig, Spoiler
 from sage_ros.nodes.lifecycle import LATCHED
 from sage_ros.nodes.liveliness import ALLOWED, alive_qos
@@ -355,7 +356,7 @@ def process_of(alive: String) -> int:
 def test_processes_that_are_killed_or_stand_still_hold_the_robot_and_come_back(probe: Probe, simulator: None) -> None:
     robot = Robot(probe)
     victims = {"sage_policy": signal.SIGKILL, "trust_attention": signal.SIGKILL, "vision_irp": signal.SIGSTOP}
-    alive = {name: probe.listen(String, f"{name}/alive", alive_qos(ALLOWED)) for name in victims}
+    alive = {n: probe.listen(String, f"{n}/alive", alive_qos(ALLOWED)) for n in (*victims, "safety_filter")}
     command = [sys.executable, "-m", "sage_ros.nodes.pick_place", "--source", "sim", "--processes"]
     command += ["--ros-args", "-p", "sim_robot:image_size:=64"]
     pipeline = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -375,11 +376,34 @@ def test_processes_that_are_killed_or_stand_still_hold_the_robot_and_come_back(p
             probe.until(lambda n=name: len(alive[n]) > 1, "the new process to announce itself")
             assert process_of(alive[name][0]) != process_of(alive[name][-1])
             assert_keeps(usual_limits(), robot.commands)
+        _filter_is_killed(robot, errors, process_of(alive["safety_filter"][-1]))
         assert "STOPPED" not in {state.status[0].message for state in robot.states}
         pipeline.send_signal(signal.SIGINT)
         assert pipeline.wait(40) == 0, errors
     finally:
         end(pipeline)
+
+
+def _filter_is_killed(robot: Robot, errors: list[str], process: int) -> None:
+    """The robot stays at the last set point, and the filter comes back in dry run; enabled, it begins where that is."""
+    probe = robot.probe
+    robot.begin()
+    measured = probe.listen(JointState, "joint_states")
+    told = len(robot.states)
+    os.kill(process, signal.SIGKILL)
+    robot.until("DRY_RUN", told, timeout=60.0)
+    last, sent = robot.commands[-1], len(robot.commands)
+    probe.until(lambda: any("safety_filter is active again" in line for line in errors), "its return", 60.0)
+    seen = len(measured)
+    probe.until(lambda: len(measured) > seen + 40, "joint states")
+    assert len(robot.commands) == sent, "nobody has enabled it"
+    assert np.ptp([m.position for m in measured[-20:]], axis=0).max() < 1e-3, "the robot holds"
+    assert np.abs(np.array(measured[-1].position) - last).max() < 0.2, "it holds where it was told to be"
+    with Bringup(["safety_filter"]) as bringup:  # asks anew where a request reaches the dead process alone
+        bringup.enable()
+    probe.until(lambda: len(robot.commands) > sent + 100, "set points")
+    assert np.abs(robot.commands[sent] - measured[seen + 40].position).max() < 0.002, "it begins where the robot is"
+    assert_keeps(usual_limits(), robot.commands[sent:])
 
 
 def end(pipeline: subprocess.Popen[str]) -> None:

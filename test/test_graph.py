@@ -42,7 +42,7 @@ def events(messages):
 
 
 def test_a_replayed_episode_goes_through_all_nodes_row_by_row(episode):
-    with Graph([*PIPELINE, Replayer], {"replayer:episodes": "0"}) as graph:
+    with Graph([*PIPELINE, Replayer], {"replayer:episodes": "0", "replayer:mode": "demonstration"}) as graph:
         probe = graph.probe
         actions = probe.listen(JointTrajectory, "action")
         attended = probe.listen(Image, "attention/tokens", STREAM)

@@ -10,6 +10,7 @@ from sage_ros.core.braking import Stop
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.limits import JointLimits
 from sage_ros.core.motion import MotionFilter
+from sage_ros.core.steps import BANDWIDTH, tracking
 
 T = 0.01
 
@@ -232,6 +233,48 @@ def test_an_ordinary_plan_is_followed_closely_and_never_braked():
         worst = max(worst, abs(point[0] - 0.5 * math.sin(3 * t)) if t > 1 else 0.0)
     assert worst < 0.01
     assert motion.interventions == 0
+
+
+def test_a_target_that_trembles_costs_a_joint_little_of_its_jerk():
+    motion, rng = started(), np.random.default_rng(0)
+    for k in range(1, 700):
+        t, tremble = k * T, rng.normal(0, 2e-4)
+        motion.step(np.array([0.5 * math.sin(t) + tremble]), np.array([0.5 * math.cos(t) + tremble * 20]))
+        if k == 100:
+            points = [motion.position]
+        elif k > 100:
+            points.append(motion.position)
+    jerk = np.diff(np.array(points), 3, axis=0) / T**3
+    assert np.sqrt(np.mean(jerk**2)) < 20  # the limit is 100, which a time-optimal way takes all the time
+    assert motion.interventions == 0
+
+
+@pytest.mark.parametrize("step", [1e-4, 0.003, 0.02, 0.1, 0.5])
+def test_a_target_that_leaps_aside_is_caught_up_with_in_one_go(step):
+    motion, errors, jerks = started(-0.9), [], []
+    for k in range(300):
+        target = -0.9 + 0.2 * T * (k + 1) + (step if k > 100 else 0.0)
+        before = motion.acceleration
+        errors.append(target - motion.step(np.array([target]), np.array([0.2]))[0])
+        jerks.append((motion.acceleration - before)[0] / T)
+    assert min(errors[101:]) > -0.02 * step - 1e-9
+    assert errors[-1] == pytest.approx(0.0, abs=1e-9)
+    great = np.sign(np.array(jerks[101:])[np.abs(jerks[101:]) > 0.02 * np.abs(jerks[101:]).max()])
+    assert (np.diff(great) != 0).sum() <= 3  # up, down, level out: the law and the planner do not hand it to and fro
+
+
+@pytest.mark.parametrize("period", [0.002, 0.01, 0.05])
+def test_a_deviation_from_a_moving_target_decays_in_the_same_time_at_every_period_and_without_overshoot(period):
+    state, errors = np.array([1.0, 0.3, 0.0]), []
+    for k in range(1, round(0.5 / period) + 1):
+        target = 0.3 * k * period
+        state = tracking(period)[:3] @ [*state, 0.3, 1.0, target]
+        errors.append(state[0] - target)
+    at = BANDWIDTH * period * np.arange(1, len(errors) + 1)
+    assert min(errors) > -1e-9
+    assert errors[-1] < 1e-4
+    if period < 0.01:
+        np.testing.assert_allclose(errors, np.exp(-at) * (1 + at + at**2 / 2), atol=0.02)
 
 
 def test_a_plan_that_runs_into_the_limit_ends_at_the_limit():

@@ -24,6 +24,7 @@ from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import option
 from sage_ros.nodes.bringup import Bringup
 from sage_ros.nodes.lifecycle import LATCHED, SageNode, run
+from sage_ros.nodes.liveliness import OPERATOR, Liveliness
 from sage_ros.nodes.run_task import RunTask
 
 TASK = "pick up the red cube and place it on the plate"
@@ -44,12 +45,20 @@ class StandIn(SageNode):
     def __init__(self) -> None:
         super().__init__("safety_filter")
         self.asked: list[bool] = []
+        self.operators: list[bool] = []  # who says that it wants the robot to move: came, or went
 
     def setup(self) -> None:
         self._states = self.publish_on(DiagnosticArray, "~/state", LATCHED)
         self._commands = self.publish_on(Float64MultiArray, "joint_command")
         service = self.create_service(SetBool, "~/enable", self._on_enable)
         self._entities.append((self.destroy_service, service))
+        self._liveliness = Liveliness(self, [OPERATOR], self._on_operator)
+
+    def teardown(self) -> None:
+        self._liveliness.close()
+
+    def _on_operator(self, name: str, alive: bool) -> None:
+        self.operators.append(alive)
 
     def start(self) -> None:
         self.tell("DRY_RUN", "not enabled")
@@ -149,6 +158,7 @@ def test_a_task_can_be_cancelled_and_started_anew(bench: Bench) -> None:
         assert bench.result() == "cancelled: asked to"
         bench.probe.until(lambda: bench.node.settled, "the safety filter's answer")
     assert bench.filter.asked == [True, False, True, False]
+    bench.probe.until(lambda: bench.filter.operators == [True, False] * 2, "the operator to come and go twice")
 
 
 def test_a_task_ends_with_its_time(bench: Bench) -> None:

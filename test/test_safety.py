@@ -104,7 +104,7 @@ def test_it_is_not_enabled_without_fresh_joints_and_says_so():
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (lambda r: r.run(300, chunks=False), "no chunk for 0.1 s"),
+        (lambda r: r.run(300, chunks=False), "no chunk for 0.08 s"),
         (lambda r: r.run(400, joints=False), "no joint_states for 0.2 s"),
         (lambda r: (r.filter.forbid("metabolism", "CRISIS: a fault"), r.run(300)), "CRISIS: a fault"),
         (lambda r: (r.filter.confide(0.1), r.run(300)), "confidence 0.10"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from graph import Graph, Probe, stamps
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rig import PERIOD, ROW_RATE, SECOND, Rig, assert_keeps, usual_limits
 from std_msgs.msg import Float32, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
@@ -243,6 +245,18 @@ def test_low_confidence_slows_it_and_none_holds_it(filtered: Set) -> None:
     assert_keeps(limits, rig.commands, rig.middle)
 
 
+def test_parameters_that_are_said_to_be_live_change_while_it_runs(filtered: Set) -> None:
+    rig = filtered.rig
+    rig.run()
+    for name, value in (("ensemble_ramp", 0.2), ("strategy", "rtc"), ("watchdog", 0.5), ("max_age", 0.4)):
+        result = filtered.node.set_parameters([Parameter(name, value=value)])[0]
+        assert result.successful, result.reason
+    assert filtered.node._filter.queue.config.ensemble_ramp == 0.2
+    assert not filtered.node.set_parameters([Parameter("max_velocity", value=9.0)])[0].successful
+    rig.more(50)
+    assert_keeps(filtered.limits, rig.commands, rig.middle)
+
+
 def test_a_stop_brakes_and_lasts_until_it_is_reset_and_enabled_again(filtered: Set) -> None:
     rig = filtered.rig
     rig.run()
@@ -280,6 +294,31 @@ def test_a_second_publisher_is_an_emergency_that_lasts_as_long_as_it_is_there(
     stranger.destroy_node()
     filtered.probe.until(lambda: rig.trigger("reset")[0], "the stranger to be gone")
     assert rig.enable()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_when_the_process_that_enabled_it_is_gone_it_disables_itself_within_a_second(
+    filtered: Set, number: int
+) -> None:
+    rig, probe = filtered.rig, filtered.probe
+    command = [sys.executable, "-m", "sage_ros.nodes.run_task", "do something", "--max-duration", "60"]
+    operator = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        rig.until("RUNNING", timeout=40.0)
+        rig.more(20)
+        told, began = len(rig.states), time.monotonic()
+        operator.send_signal(number)
+        assert rig.until("DRY_RUN", timeout=5.0, since=told) == "who enabled it is gone"
+        assert time.monotonic() - began < 1.0
+        rig.rest()
+        assert_keeps(filtered.limits, rig.commands, rig.middle)
+    finally:
+        operator.kill()
+        operator.wait()
+    sent = len(rig.commands)
+    assert rig.enable()[0]  # by somebody who need not stay
+    probe.until(lambda: len(rig.commands) > sent + 50, "set points")
+    rig.until("RUNNING")
 
 
 def test_a_robot_that_does_not_follow_is_stopped(make: Callable[..., Set]) -> None:

@@ -16,7 +16,7 @@ from sage_ros.core.timing import StampBuffer
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.motion import motion_features
 from sage_ros.policy.normalization import STAYS, STILL, Normalization, normalise, spread
-from sage_ros.policy.student import Student, StudentPolicy, task_features
+from sage_ros.policy.student import DOUBTS, Student, StudentPolicy, task_features
 
 CONFIG = StudentConfig(
     grid=(2, 3), features=5, state_dim=4, action_dim=3, width=32, queries=3, history=8, persistence=0.9, clock=True
@@ -226,3 +226,24 @@ def test_confidence_falls_where_the_expected_error_is_beyond_all_calibration() -
     for share, confidence in ((1.0, 1.0), (1.5, 0.5), (3.0, 0.0)):
         norm = replace(student.normalization, uncertainty=np.array([2.0, usual / share]))
         assert StudentPolicy(student.student, norm, 20.0).infer(observation()).confidence == pytest.approx(confidence)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_doubts_are_cut_where_training_cuts_them(end: int) -> None:
+    student = policy()
+    torch.nn.init.constant_(student.student.doubt.bias, 100.0 * (2 * end - 1))
+    chunk = student.infer(observation())
+    assert chunk.deviation is not None
+    assert np.allclose(chunk.deviation, student.normalization.offset_std * np.exp(DOUBTS[end]))
+
+
+def test_a_bit_that_never_switched_in_training_stays_where_it_was() -> None:
+    config, norm = replace(CONFIG, bits=(2,)), normalization()
+    low = norm.action_low[2]
+    norm = replace(norm, action_high=np.array([*norm.action_high[:2], low]))
+    student = StudentPolicy(Student(config), norm, 20.0)
+    for value in (low, low + 1.0):  # the other value too, which other episodes have
+        chunk = student.infer(replace(observation(), last_command=np.array([0.0, 0.0, value])))
+        assert chunk.deviation is not None
+        assert np.isfinite(chunk.positions).all() and (chunk.positions[:, 2] == low).all()
+        assert (chunk.deviation[:, 2] == 0.0).all()

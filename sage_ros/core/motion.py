@@ -1,10 +1,11 @@
 """Set points that never ask too much of a joint: bounded position, velocity, acceleration and jerk.
 
 The way to a target is Ruckig's (Berscheid & Kroeger 2021, community edition): time-optimal, planned anew for each set
-point. A target that moves is chased in the frame that moves with it, where it rests, so that the filter does not lag.
+point. A target that moves is chased in the frame that moves with it, where it rests, so that the filter does not lag;
+close to it, a law that needs less jerk takes over (:func:`sage_ros.core.steps.tracking`).
 What makes it safe is one rule, which every set point keeps for every joint: *the fastest stop from here stays inside
 all limits*. A next state that would break it, or that Ruckig cannot plan, is replaced by the next moment of the
-fastest stop from the present state. So Ruckig need not be trusted: it proposes, and what it proposes is checked.
+fastest stop from the present state. So neither need be trusted: they propose, and what they propose is checked.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ruckig import InputParameter, Ruckig, RuckigError, Synchronization, Traject
 
 from sage_ros.core.braking import ONE, ZERO, Stop
 from sage_ros.core.limits import JointLimits
+from sage_ros.core.steps import checks, frame, tracking
 
 TIGHTER = 1.0 - 1e-6  # plans keep to this share of each limit, so that rounding stays inside
 CHASE = 0.95  # share of the velocity limit that a target may move at, so that it can be caught up with
+LEEWAY = 2.0  # jerk limits that the law of tracking may ask for to correct the velocity, if the place takes it back
 STANDSTILL = 0.02  # a pace below this is a hold: Ruckig plans no ways that take hours
 
 
@@ -51,7 +54,12 @@ class MotionFilter:
 
         # Next position, velocity and acceleration; the present ones; the target's velocity, the greatest, the target
         self._states = np.zeros((9, count))
-        self._checks, self._frame = _checks(period), _frame(period)
+        self._checks, self._frame = checks(period), frame(period)
+        # What the law of tracking leads to; all but the position is bounded
+        self._tracking = tracking(period)
+        self._tracked, self._quiet = np.empty((5, count)), np.empty((4, count))
+        self._quiet[1:] = self._acceleration, self._jerk, LEEWAY * self._jerk
+        self._nobody = np.zeros(count, bool)
         # A stop's units: of length, velocity and acceleration
         second = self._acceleration / self._jerk
         self._units = np.array([self._acceleration * second**2, self._acceleration * second, self._acceleration])
@@ -131,10 +139,13 @@ class MotionFilter:
         self._aim_at(target, velocity, pace)
         if pace < STANDSTILL:
             return self.hold()
-        if not self._planned(moving=velocity is not None):
+        near = self._near(moving=velocity is not None)
+        if not self._proposed(near):
             self.interventions += len(self.limits)
             return self.hold()
         safe, stop = self._safe()
+        if safe is not None and (near & ~safe).any() and self._proposed(near & safe):
+            safe, stop = self._safe()
         if safe is None:
             return self._advance(stop)
         self.interventions += int((~safe).sum())
@@ -177,19 +188,37 @@ class MotionFilter:
             raise ValueError(f"pace must be in [0, 1], but is {pace}")
         if pace != self._pace:
             self._pace, aims[1] = pace, pace * self._velocity
-            self._chase = CHASE * aims[1]
+            self._chase, self._quiet[0] = CHASE * aims[1], aims[1]
 
-    def _planned(self, moving: bool) -> bool:
-        """Let Ruckig write the next state into ``_states``; False if it cannot."""
+    def _near(self, moving: bool) -> np.ndarray:
+        """Which joints (A,) are so near their target that the law of tracking asks for no more than they have.
+
+        What it asks for because of velocity alone is bounded, too: far off, place and velocity cancel out for a moment,
+        and the joint would be handed to and fro. And the target must move, and neither be cut off at the limits, to
+        rest there, nor run into them: that is no time to lag.
+        """
+        states, (velocity, _, target) = self._states, self._states[6:].copy()
+        states[8] = np.minimum(np.maximum(target, self._low), self._high)
+        if not moving:
+            return self._nobody
+        states[6] = self._stoppable(states[8], velocity * (states[8] == target))
+        np.matmul(self._tracking, states[3:], out=self._tracked)
+        return (states[6] == velocity) & (np.abs(self._tracked[1:]) <= self._quiet).all(axis=0)
+
+    def _proposed(self, near: np.ndarray) -> bool:
+        """Write the next state into ``_states``, as Ruckig has it but for those ``near``; False if it has none."""
+        if not near.all() and not self._planned(~near):
+            return False
+        np.copyto(self._states[:3], self._tracked[:3], where=near)
+        return True
+
+    def _planned(self, far: np.ndarray) -> bool:
+        """Let Ruckig write the next state of those ``far`` (A,) into ``_states``; False if it cannot."""
         plan, states = self._plan, self._states
-        velocity, target = states[6], states[8]
-        aim = np.minimum(np.maximum(target, self._low), self._high)
-        if moving:  # a target that is cut off at the limits rests there
-            states[6] = self._stoppable(aim, velocity * (aim == target))
-        states[8] = aim
         rows = (self._frame @ states[3:]).tolist()
         plan.current_position, plan.current_velocity, plan.current_acceleration, plan.target_position = rows[:4]
         plan.max_velocity, plan.min_velocity = rows[4:]
+        plan.enabled = far.tolist()
         try:
             result = self._otg.calculate(plan, self._way)
         except (RuckigError, ValueError):  # it has results, such as -101, that its own enumeration lacks
@@ -197,7 +226,7 @@ class MotionFilter:
         if result < 0:
             return False
         states[:3] = self._way.at_time(self.period)
-        states[1] += velocity
+        states[1] += states[6]
         return True
 
     def _stoppable(self, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
@@ -255,31 +284,3 @@ class MotionFilter:
         if not self.started:
             raise RuntimeError("no measured pose to start from: call start() first")
         return self._states[3:6]
-
-
-def _frame(t: float) -> np.ndarray:
-    """What Ruckig plans with, (6, 6), over the rows of ``MotionFilter._states`` from the present position on.
-
-    Position, velocity and acceleration, target, greatest and least velocity in the frame that moves with the target,
-    and is where the joint's own is when a step of ``t`` s ends.
-    """
-    p, v, a, target_velocity, fastest, target = np.eye(6)
-    frame = [p + t * target_velocity, v - target_velocity, a, target]
-    return np.array([*frame, fastest - target_velocity, -fastest - target_velocity])
-
-
-def _checks(t: float) -> np.ndarray:
-    """What is bounded of a step of ``t`` s, (8, 6), over the next and the present state in ``MotionFilter._states``.
-
-    A difference of set points is a weighted mean of velocity, of acceleration over two steps, or of jerk over three
-    (with B-splines as weights). The law holds if each step keeps to the limit in each of its shares in such a mean,
-    which these are, whatever way led from one state to the next.
-    """
-    p1, v1, a1, p0, v0, a0 = np.eye(6)
-    way = p1 - p0
-    # Integrals of the jerk over the step, times the time to its end to the power of 0, 1, and 2 by 2
-    whole, first, second = a1 - a0, v1 - v0 - t * a0, way - t * v0 - t**2 / 2 * a0
-    middle, oldest = t**2 / 2 * whole + t * first - 2 * second, t**2 / 2 * whole - t * first + second
-    accelerations = [2 / t**2 * (way - t * v0), 2 / t**2 * (t * v1 - way)]
-    jerks = [6 / t**3 * second, 1.5 / t**3 * middle, 6 / t**3 * oldest]
-    return np.array([v1, a1, way / t, *accelerations, *jerks])

@@ -31,7 +31,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    watchdog: float = option(0.1, "longest time without a new chunk before the robot holds (s)", low=0.01, high=60.0)
+    watchdog: float = option(0.08, "longest time without a new chunk before the robot holds (s)", low=0.01, high=60.0)
     joint_timeout: float = option(0.2, "longest time without joint_states before it holds (s)", low=0.01, high=60.0)
     ease_in: float = option(1.0, "time over which the speed limit rises after enabling (s)", low=0.0, high=60.0)
     hold_below: float = option(0.2, "confidence at and below which the robot holds", low=0.0, high=0.99)
@@ -67,7 +67,7 @@ class SafetyFilter:
         self.motion = MotionFilter(limits, 1.0 / rate)
         self.gate = ChunkGate(limits.names, gate)
         self.aim: tuple[np.ndarray, np.ndarray] | None = None  # target and its velocity, at the last tick
-        self._enabled = False
+        self._enabled, self._disabled = False, "not enabled"  # and why not
         self._latched = ""  # why it is stopped
         self._forbidden: dict[str, str] = {}  # who wants it to hold -> why
         self._lacking = "no chunk yet"  # why it holds, as the last tick found
@@ -91,7 +91,7 @@ class SafetyFilter:
     def reason(self) -> str:
         """Why it does what it does; empty while it runs."""
         if self._latched or not self._enabled:
-            return self._latched or "not enabled"
+            return self._latched or self._disabled
         return self._lacking
 
     @property
@@ -160,14 +160,14 @@ class SafetyFilter:
         self._enabled, self._eased, self._astray = True, 0.0, 0.0
         return ""
 
-    def disable(self) -> None:
+    def disable(self, why: str = "not enabled") -> None:
         """Brake, then send nothing more."""
-        self._enabled = False
+        self._enabled, self._disabled = False, why
 
     def stop(self, why: str) -> None:
         """Emergency hold: brake, then send nothing until :meth:`reset`. The first reason stays."""
         self._latched = self._latched or why
-        self._enabled = False
+        self.disable()
 
     def reset(self) -> None:
         """End an emergency hold; the robot still has to be enabled."""

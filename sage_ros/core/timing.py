@@ -38,15 +38,21 @@ class StampBuffer(Generic[Item]):
         if len(self._stamps) > self._size:
             del self._stamps[0], self._items[0]
 
-    def at(self, stamp: int, tolerance: int) -> Item | None:
+    def at(self, stamp: int, tolerance: float) -> Item | None:
         """The newest value with a stamp <= ``stamp``, if it is no more than ``tolerance`` ns older."""
         return self._pick(bisect_right(self._stamps, stamp) - 1, stamp, tolerance)
 
-    def before(self, stamp: int, tolerance: int) -> Item | None:
+    def before(self, stamp: int, tolerance: float) -> Item | None:
         """The newest value with a stamp < ``stamp``, if it is no more than ``tolerance`` ns older."""
         return self._pick(bisect_left(self._stamps, stamp) - 1, stamp, tolerance)
 
-    def _pick(self, index: int, stamp: int, tolerance: int) -> Item | None:
+    def forget(self, before: int) -> None:
+        """Let go of what no stamp from ``before`` on can need."""
+        newest = bisect_right(self._stamps, before) - 1
+        if newest > 0:
+            del self._stamps[:newest], self._items[:newest]
+
+    def _pick(self, index: int, stamp: int, tolerance: float) -> Item | None:
         if index < 0 or stamp - self._stamps[index] > tolerance:
             return None
         return self._items[index]

@@ -67,6 +67,18 @@ def fill(template: str, values: Mapping[str, int | str], named_by: str) -> str:
         ) from error
 
 
+def typed(
+    record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], file: Path, row: int | None = None
+) -> Any:
+    """``record[key]``, which must be of the given JSON type (true is no number). Raises DatasetError."""
+    value = record.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = f"is {value!r:.80}" if key in record else "is missing"
+        names = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
+        raise DatasetError(f"'{key}' {found}", file, row, remedy=f"it must be of type {names}")
+    return value
+
+
 def read_json(root: Path, relative: str, remedy: str) -> dict[str, Any]:
     """The JSON object in a file of the data set. Raises DatasetError."""
     path = require(inside(root, relative, "data set"), remedy)

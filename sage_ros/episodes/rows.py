@@ -13,24 +13,29 @@ from .errors import DatasetError
 from .files import require
 
 STAT_NAMES = ("mean", "std", "min", "max", "q01", "q99")
-_RESTORE = "restore the file, or remove the episode from meta/episodes.jsonl"
+EPISODE = "episode_index"
 
 
-def read_table(path: Path, columns: Iterable[str], length: int) -> pa.Table:
-    """The named columns of a parquet file with ``length`` rows.
+def read_table(
+    path: Path, columns: Iterable[str], length: int, listing: str, span: tuple[int, int] | None = None
+) -> pa.Table:
+    """The named columns of an episode with ``length`` rows: of a whole parquet file, or of the rows ``span`` of it.
 
-    Raises DatasetError if the file is missing, broken or of another length, or if it lacks a column.
+    ``listing`` is the file that says the length. Raises DatasetError if the file is missing, broken or of another
+    length, or if it lacks a column.
     """
-    require(path, _RESTORE)
+    restore = f"restore the file, or remove the episode from {listing}"
+    require(path, restore)
     wanted = list(dict.fromkeys(columns))
     try:
         with pq.ParquetFile(path) as file:
-            rows, present = file.metadata.num_rows, file.schema_arrow.names
+            start, stop = span or (0, file.metadata.num_rows)
+            present = file.schema_arrow.names
             missing = [column for column in wanted if column not in present]
-            if not missing and rows == length:
-                return file.read(columns=wanted)
+            if not missing and stop - start == length:
+                return _read_span(file, wanted, start, stop)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"is broken or no parquet file ({error})", path, remedy=_RESTORE) from error
+        raise DatasetError(f"is broken or no parquet file ({error})", path, remedy=restore) from error
     if missing:
         raise DatasetError(
             f"has no column {', '.join(missing)}; there are: {', '.join(present)}",
@@ -38,10 +43,48 @@ def read_table(path: Path, columns: Iterable[str], length: int) -> pa.Table:
             remedy="add it, or correct original_key in meta/modality.json",
         )
     raise DatasetError(
-        f"has {rows} rows, but meta/episodes.jsonl says {length}",
+        f"has {stop - start} rows, but {listing} says {length}",
         path,
-        remedy="correct the length in meta/episodes.jsonl, or restore the file",
+        start if span else None,
+        remedy=f"correct the length in {listing}, or restore the file",
     )
+
+
+def _read_span(file: pq.ParquetFile, columns: list[str], start: int, stop: int) -> pa.Table:
+    """Rows of a file, reading only the row groups that hold them."""
+    if (start, stop) == (0, file.metadata.num_rows):
+        return file.read(columns=columns)
+    ends = np.cumsum([file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)])
+    first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+    before = int(ends[first - 1]) if first else 0
+    return file.read_row_groups(list(range(first, last + 1)), columns=columns).slice(start - before, stop - start)
+
+
+def episode_spans(path: Path, listing: str) -> dict[int, tuple[int, int]]:
+    """Which rows (from, to) of a file that holds many episodes are whose, by its column ``episode_index``.
+
+    Raises DatasetError if the file is missing or broken, or if an episode's rows are not in one piece.
+    """
+    restore = f"restore the file, or remove its episodes from {listing}"
+    require(path, restore)
+    try:
+        with pq.ParquetFile(path) as file:
+            if EPISODE not in file.schema_arrow.names:
+                raise DatasetError(f"has no column {EPISODE}", path, remedy=restore)
+            table = file.read(columns=[EPISODE])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"is broken or no parquet file ({error})", path, remedy=restore) from error
+    numbers = matrix(table, EPISODE, [EPISODE], path)[:, 0]
+    starts = np.flatnonzero(np.diff(numbers, prepend=np.nan) != 0)
+    spans: dict[int, tuple[int, int]] = {}
+    for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        if int(numbers[start]) in spans:
+            what = f"the rows of episode {numbers[start]:g} are not in one piece"
+            raise DatasetError(what, path, int(start), "order the rows by episode_index and frame_index")
+        spans[int(numbers[start])] = (int(start), int(stop))
+    return spans
 
 
 def matrix(table: pa.Table, column: str, names: Sequence[str], path: Path) -> np.ndarray:

@@ -1,26 +1,27 @@
-"""What a data set says of itself: ``meta/info.json``, ``modality.json``, ``episodes.jsonl``, ``tasks.jsonl``."""
+"""What a data set says of itself: ``meta/info.json``, ``meta/modality.json``, and its :mod:`index <.index>`."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.joints import JointError, JointLayout
 from .errors import DatasetError
-from .files import fill, inside, read_json, read_jsonl
+from .files import read_json, typed
+from .index import INFO, FilePerEpisode, Index, ManyPerFile
+from .modality import MODALITY, flat_names, guess_modality
 
-INFO, MODALITY = "meta/info.json", "meta/modality.json"
-EPISODES, TASKS, STATS = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/stats.json"
+STATS = "meta/stats.json"
 MAX_WIDTH = 4096  # values in one state or action row
 _GENERIC = re.compile(r"motor_\d+")
-_CONVERT = {
-    "3": "convert it to v2.1, for one with Isaac-GR00T's scripts/lerobot_conversion/convert_v3_to_v2.py",
-    "1": "convert it with LeRobot's convert_dataset_v1_to_v2.py",
-}
+_CONVERT = {"1": "convert it with LeRobot's convert_dataset_v1_to_v2.py"}
+log = logging.getLogger("sage_ros.episodes")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,20 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class Camera:
+    """A camera: its feature ``key``, whether its frames are an image column rather than films, and what is known of it.
+
+    ``info`` is the feature's entry in info.json.
+    """
+
+    key: str
+    in_rows: bool
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Schema:
-    """A data set's metadata, checked. ``cameras`` maps a modality name to its video key (folder)."""
+    """A data set's metadata, checked. ``cameras`` go by modality names; ``guessed``: there is no modality.json."""
 
     root: Path
     version: str
@@ -41,31 +54,18 @@ class Schema:
     fps: float
     state: Vector
     action: Vector
-    cameras: Mapping[str, str]
+    cameras: Mapping[str, Camera]
     task_column: str
-    tasks: Mapping[int, str]
-    lengths: Mapping[int, int]  # episode_index -> rows
-    chunks_size: int
-    data_path: str
-    video_path: str
-
-    def data_file(self, episode: int) -> Path:
-        """Where the episode's rows are. Raises DatasetError if that is outside the data set."""
-        return self._file(self.data_path, "data_path", episode, {})
-
-    def video_file(self, episode: int, camera: str) -> Path:
-        """Where the film of ``camera`` (modality name) is. Raises DatasetError if that is outside the data set."""
-        return self._file(self.video_path, "video_path", episode, {"video_key": self.cameras[camera]})
-
-    def _file(self, template: str, name: str, episode: int, more: dict[str, str]) -> Path:
-        values: dict[str, int | str] = {"episode_chunk": episode // self.chunks_size, "episode_index": episode, **more}
-        named_by = f"{self.root / INFO}: {name}"
-        return inside(self.root, fill(template, values, named_by), named_by)
+    index: Index
+    info: Mapping[str, Any]
+    modality: Mapping[str, Any]
+    guessed: bool
 
 
 def read_schema(root: Path) -> Schema:
-    """The metadata of the LeRobot v2.0 or v2.1 data set with GR00T's modality.json in the folder ``root``.
+    """The metadata of the LeRobot v2.0, v2.1 or v3.0 data set in the folder ``root``.
 
+    Groups, cameras and annotations come from GR00T's modality.json; without one they are guessed, which is logged.
     Totals, splits and video features in info.json are not believed: published sets have them wrong.
     Raises DatasetError on anything missing, contradictory or of another version.
     """
@@ -73,17 +73,22 @@ def read_schema(root: Path) -> Schema:
         raise DatasetError("is no folder", root, remedy="name the folder that holds meta/, data/ and videos/")
     info = read_json(root, INFO, "name a LeRobot data set; one without meta/info.json is incomplete: record it again")
     version = _version(info, root / INFO)
-    remedy = "add GR00T's modality.json: the slices of state and action, the cameras, the annotation columns"
-    modality = read_json(root, MODALITY, remedy)
-    features = _typed(info, "features", dict, root / INFO)
-    fps = _typed(info, "fps", (int, float), root / INFO)
+    features = typed(info, "features", dict, root / INFO)
+    fps = typed(info, "fps", (int, float), root / INFO)
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise DatasetError(f"fps is {fps}", root / INFO, remedy="give the rate of rows and frames, 0 < fps <= 1000")
-    chunks_size = _typed(info, "chunks_size", int, root / INFO) if "chunks_size" in info else 1000
-    if chunks_size < 1:
-        raise DatasetError(f"chunks_size is {chunks_size}", root / INFO, remedy="use 1000, LeRobot's value")
-    cameras = {name: entry.get("original_key") or name for name, entry in _section(modality, "video", root)}
-    return Schema(
+    guessed = not (root / MODALITY).exists()
+    if guessed:
+        modality = guess_modality(features, lambda key: _has_film(root, key, features))
+    else:
+        remedy = "restore GR00T's modality.json, or remove it: it is then guessed from info.json"
+        modality = read_json(root, MODALITY, remedy)
+    cameras = {}
+    for name, entry in _section(modality, "video", root):
+        key = entry.get("original_key") or name
+        feature = features.get(key) if isinstance(features.get(key), dict) else {}
+        cameras[name] = Camera(key, feature.get("dtype") == "image", feature)
+    schema = Schema(
         root=root,
         version=version,
         robot_type=str(info.get("robot_type") or "unknown"),
@@ -92,32 +97,71 @@ def read_schema(root: Path) -> Schema:
         action=_vector("action", "action", modality, features, root),
         cameras=cameras,
         task_column=_task_column(modality, root),
-        tasks=_tasks(root),
-        lengths=_lengths(root),
-        chunks_size=chunks_size,
-        data_path=_typed(info, "data_path", str, root / INFO),
-        video_path=_typed(info, "video_path", str, root / INFO) if cameras else "",
+        index=_index(root, version, info, cameras),
+        info=info,
+        modality=modality,
+        guessed=guessed,
     )
+    if guessed:
+        groups = {kind: {name: [e["start"], e["end"]] for name, e in _section(modality, kind, root)}
+                  for kind in ("state", "action")}  # fmt: skip
+        log.warning(
+            "%s: no %s; guessed from the names in info.json: groups %s, cameras %s. "
+            "`episodes info --save-modality` writes the guess for you to edit.",
+            root, MODALITY, groups, ", ".join(cameras) or "none",
+        )  # fmt: skip
+    return schema
 
 
-def _typed(
-    record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], file: Path, row: int | None = None
-) -> Any:
-    """``record[key]``, which must be of the given JSON type (true is no number). Raises DatasetError."""
-    value = record.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = f"is {value!r:.80}" if key in record else "is missing"
-        names = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
-        raise DatasetError(f"'{key}' {found}", file, row, remedy=f"it must be of type {names}")
-    return value
+def schema_errors(root: Path) -> list[DatasetError]:
+    """All that keeps :func:`read_schema` from reading a data set, not only what it meets first; empty: nothing does."""
+    errors: dict[str, DatasetError] = {}
+
+    def attempt(part: Callable[[], object]) -> Any:
+        try:
+            return part()
+        except DatasetError as error:
+            errors.setdefault(str(error), error)
+            return None
+
+    if attempt(lambda: read_schema(root)) is not None:
+        return []
+    if not (root / INFO).is_file():
+        return list(errors.values())
+    info = attempt(lambda: read_json(root, INFO, "restore it")) or {}
+    modality = attempt(lambda: read_json(root, MODALITY, "restore it")) if (root / MODALITY).exists() else {}
+    features = attempt(lambda: typed(info, "features", dict, root / INFO))
+    if features is not None and modality is not None:
+        for kind, column in (("state", "observation.state"), ("action", "action")):
+            attempt(partial(_vector, kind, column, modality, features, root))
+    version = attempt(lambda: _version(info, root / INFO))
+    if version is not None:
+        attempt(lambda: _index(root, version, info, {}))
+    return list(errors.values())
+
+
+def _index(root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]) -> Index:
+    films = [camera.key for camera in cameras.values() if not camera.in_rows]
+    if version.startswith("v3"):
+        return ManyPerFile(root, info, films)
+    return FilePerEpisode(root, info, bool(films))
+
+
+def _has_film(root: Path, key: str, features: Mapping[str, Any]) -> bool:
+    """Whether a video feature of info.json is one: published sets declare some that have no film at all."""
+    if features[key].get("dtype") == "image":
+        return True
+    if not re.fullmatch(r"\w[\w.-]*", key):
+        return False
+    return any((root / "videos").glob(f"{key}/*/*.mp4")) or any((root / "videos").glob(f"*/{key}/*.mp4"))
 
 
 def _version(info: Mapping[str, Any], file: Path) -> str:
-    version = _typed(info, "codebase_version", str, file)
-    if not re.fullmatch(r"v?2\.[01]", version):
+    version = typed(info, "codebase_version", str, file)
+    if not re.fullmatch(r"v?(2\.[01]|3\.0)", version):
         major = version.removeprefix("v").split(".")[0]
         raise DatasetError(
-            f"data set version is {version}; LeRobot v2.0 and v2.1 are read",
+            f"data set version is {version}; LeRobot v2.0, v2.1 and v3.0 are read",
             file,
             remedy=_CONVERT.get(major, "convert it to v2.1"),
         )
@@ -147,7 +191,7 @@ def _vector(kind: str, default: str, modality: Mapping[str, Any], features: Mapp
     offsets = dict(zip(columns, [sum(list(columns.values())[:k]) for k in range(len(columns))], strict=True))
     for name, entry in entries:
         column = entry.get("original_key") or default
-        start, end = (_typed(entry, edge, int, root / MODALITY) for edge in ("start", "end"))
+        start, end = (typed(entry, edge, int, root / MODALITY) for edge in ("start", "end"))
         if not 0 <= start < end <= columns[column]:
             raise DatasetError(
                 f"{kind} group '{name}' is [{start}:{end}], but column '{column}' has {columns[column]} values",
@@ -179,13 +223,7 @@ def _joint_names(
     columns: Mapping[str, int], groups: Mapping[str, tuple[int, int]], features: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Names from info.json if they tell the joints apart, else ``<group>_<k>``, else ``joint_<k>``."""
-    names: list[str] = []
-    for column in columns:
-        given = features[column].get("names")
-        while isinstance(given, dict) and len(given) == 1:  # LeRobot's {"motors": [...]}
-            given = next(iter(given.values()))
-        if isinstance(given, list):
-            names += [name.removesuffix(".pos") if isinstance(name, str) else "" for name in given]
+    names = [name for column in columns for name in flat_names(features[column].get("names") or [])[0]]
     width = sum(columns.values())
     generic = all(_GENERIC.fullmatch(name) for name in names)
     if len(names) == width == len(set(names)) and all(names) and not generic:
@@ -203,28 +241,3 @@ def _task_column(modality: Mapping[str, Any], root: Path) -> str:
         if "task_description" in name or "task_description" in column:
             return str(column)
     return "task_index"
-
-
-def _tasks(root: Path) -> dict[int, str]:
-    tasks: dict[int, str] = {}
-    for row, record in enumerate(read_jsonl(root, TASKS, "restore it: one {task_index, task} per line")):
-        index = _typed(record, "task_index", int, root / TASKS, row)
-        if index in tasks:
-            raise DatasetError(f"task_index {index} occurs twice", root / TASKS, row, "number the tasks differently")
-        tasks[index] = _typed(record, "task", str, root / TASKS, row)
-    return tasks
-
-
-def _lengths(root: Path) -> dict[int, int]:
-    lengths: dict[int, int] = {}
-    for row, record in enumerate(read_jsonl(root, EPISODES, "restore it: one {episode_index, tasks, length} per line")):
-        index, length = (_typed(record, key, int, root / EPISODES, row) for key in ("episode_index", "length"))
-        if index < 0 or index in lengths:
-            what = "is negative" if index < 0 else "occurs twice"
-            raise DatasetError(f"episode_index {index} {what}", root / EPISODES, row, "number the episodes from 0")
-        if length < 1:
-            raise DatasetError(f"episode {index} has length {length}", root / EPISODES, row, "remove the empty episode")
-        lengths[index] = length
-    if not lengths:
-        raise DatasetError("lists no episode", root / EPISODES, remedy="record an episode")
-    return lengths

@@ -9,7 +9,8 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Any, ClassVar
 
 import rclpy
@@ -23,6 +24,7 @@ from rclpy.lifecycle import LifecycleState as State
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
@@ -97,22 +99,29 @@ class SageNode(LifecycleNode):
 
     # Topics
 
-    def publish_on(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> Any:
-        """A publisher that is silent until the node is active, and gone after cleanup."""
-        publisher = self.create_lifecycle_publisher(kind, topic, qos)
+    def publish_on(self, kind: type, topic: str, qos: QoSProfile = RELIABLE, overridable: bool = False) -> Any:
+        """A publisher that is silent until the node is active, and gone after cleanup.
+
+        Of an ``overridable`` one the parameters ``qos_overrides.<topic>.publisher.*`` set the quality of service.
+        """
+        publisher = self.create_lifecycle_publisher(kind, topic, **_quality(qos, overridable))
         self._entities.append((self.destroy_publisher, publisher))
         return publisher
 
     def listen(
-        self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile = RELIABLE, always: bool = False
-    ) -> Any:
-        """A subscription that calls back only while the node is active, or ``always`` once configured."""
+        self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile = RELIABLE, always: bool = False,
+        overridable: bool = False,
+    ) -> Any:  # fmt: skip
+        """A subscription that calls back only while the node is active, or ``always`` once configured.
+
+        ``overridable`` as for :meth:`publish_on`, by ``qos_overrides.<topic>.subscription.*``.
+        """
 
         def gated(message: Any) -> None:
             if self.active or always:
                 callback(message)
 
-        subscription = self.create_subscription(kind, topic, gated, qos)
+        subscription = self.create_subscription(kind, topic, gated, **_quality(qos, overridable))
         self._entities.append((self.destroy_subscription, subscription))
         return subscription
 
@@ -234,8 +243,8 @@ class SageNode(LifecycleNode):
         return read(self, self.Config, changes=changes)
 
     def _on_parameters(self, parameters: Iterable[Parameter]) -> SetParametersResult:
-        changes = {p.name: p.value for p in parameters}
-        if self.config is None:
+        changes = {p.name: p.value for p in parameters if self.has_parameter(p.name)}  # not those being declared
+        if self.config is None or not changes:
             return SetParametersResult(successful=True)
         frozen = sorted(name for name in changes if name not in self.live and name != "use_sim_time")
         if frozen:
@@ -260,16 +269,26 @@ class SageNode(LifecycleNode):
         if self.watch.spans:
             common |= {"own_ms_p50": f"{self.watch.milliseconds(0.5):.3f}"}
             common |= {"own_ms_p99": f"{self.watch.milliseconds(0.99):.3f}"}
-        status = DiagnosticStatus(level=level, name=f"{self.get_name()}: pipeline", message=summary)
+        self._diagnostics.publish(self.report("pipeline", level, summary, common))
+
+    def report(self, subject: str, level: bytes, summary: str, values: Mapping[str, object]) -> DiagnosticArray:
+        """What this node says of ``subject`` at this moment, as a message."""
+        status = DiagnosticStatus(level=level, name=f"{self.get_name()}: {subject}", message=summary)
         status.hardware_id = self.get_fully_qualified_name()
-        status.values = [KeyValue(key=key, value=str(value)) for key, value in common.items()]
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        return array
 
     def complain(self, problem: object) -> None:
         """Warn about input that is dropped, at most once in 2 s; the counts in diagnostics lose nothing."""
         self.get_logger().warning(str(problem), throttle_duration_sec=2.0)
+
+
+def _quality(qos: QoSProfile, overridable: bool) -> dict[str, Any]:
+    """Arguments of an entity; the profile is a copy, which overrides are written into."""
+    options = QoSOverridingOptions.with_default_policies() if overridable else None
+    return {"qos_profile": copy(qos), "qos_overriding_options": options}
 
 
 def make_executor() -> Executor:

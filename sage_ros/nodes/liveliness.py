@@ -15,6 +15,7 @@ from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, Reliabilit
 from std_msgs.msg import String
 
 PROCESS = uuid.uuid4().hex
+OPERATOR = "safety_filter/operator"  # the name under which one is watched who enables it for no longer than one lives
 ANNOUNCED, ALLOWED = 0.2, 0.6  # s: the lease that nodes offer, and the one that watchers ask for
 
 
@@ -30,9 +31,9 @@ def alive_qos(lease: float) -> QoSProfile:
     )  # fmt: skip
 
 
-def announce(node: Node) -> Any:
-    """The publisher that keeps saying, on ``~/alive``, which process runs the node; destroyed with the node."""
-    publisher = node.create_publisher(String, "~/alive", alive_qos(ANNOUNCED))
+def announce(node: Node, name: str = "~") -> Any:
+    """The publisher that keeps saying, on ``name``/alive, which process runs the node; destroyed with the node."""
+    publisher = node.create_publisher(String, f"{name}/alive", alive_qos(ANNOUNCED))
     who = f"{node.get_fully_qualified_name()} since {time.time():.3f}, process {os.getpid()} {PROCESS}"
     publisher.publish(String(data=who))
     return publisher

@@ -70,7 +70,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     add("--longest", type=float, default=30.0, metavar="S", help="sim, with --report: end after S s (default: 30)")
     add("--controller", choices=("forward", "trajectory"), default="forward",
         help="sim: what the robot takes, joint_command or joint_trajectory (default: forward)")
-    add("--dataset", default="", help="GR00T/LeRobot v2.x data set to replay (default: the one in the package)")
+    add("--dataset", default="",
+        help="GR00T/LeRobot data set to replay, folder or hub name (default: the one in the package)")
     add("--episodes", default="all", help="episodes to replay: 'all' or indices such as 0,3 (default: all)")
     add("--rate", type=float, default=1.0, help="playback speed (default: 1.0)")
     add("--loop", type=_flag, nargs="?", const=True, default=False, metavar="BOOL", help="replay for ever")
@@ -103,9 +104,10 @@ def parameters(options: argparse.Namespace) -> dict[str, object]:
             own[name]["checkpoint"] = str(Path(options.checkpoint).resolve())
     # A source's clock is the wall, never its own /clock.
     clock = {"use_sim_time": False, "publish_clock": options.use_sim_time}
+    there = options.dataset and Path(options.dataset).exists()  # if not, it may be a name on the hub
     own["replayer"] = clock | {
-        "dataset": str(Path(options.dataset).resolve()) if options.dataset else "", "episodes": options.episodes,
-        "rate": options.rate, "loop": options.loop, "listeners": 2 if options.report else 1,
+        "dataset": str(Path(options.dataset).resolve()) if there else options.dataset, "episodes": options.episodes,
+        "rate": options.rate, "loop": options.loop, "listeners": 2 if options.report else 1, "mode": "demonstration",
     }  # fmt: skip
     own["sim_robot"] = clock | {
         "seed": options.seed, "region_scale": options.region_scale, "controller": options.controller,

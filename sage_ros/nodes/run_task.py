@@ -24,7 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import check, option
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, StopRequest, make_executor, run, values_of
-from sage_ros.nodes.liveliness import Liveliness
+from sage_ros.nodes.liveliness import OPERATOR, Liveliness, announce
 from sage_ros.nodes.monitor import LiveLine
 
 FILTER = "safety_filter"
@@ -48,10 +48,11 @@ class TaskConfig:
 class RunTask(SageNode):
     """~/start and ~/cancel (Trigger) -> task, safety_filter/enable; ~/feedback and ~/result (DiagnosticStatus).
 
-    An attempt publishes its task and enables the safety filter. It ends when ``success_topic`` says so, after
-    ``max_duration``, by ~/cancel or deactivation, or when the safety filter stops, is disabled or vanishes. Then the
-    task becomes empty and the safety filter is disabled, so that the robot holds. The result's message is succeeded,
-    timed_out, cancelled or stopped, with the reason. Where nobody judges, no attempt succeeds.
+    An attempt publishes its task and enables the safety filter, which disables itself should this process die. It ends
+    when ``success_topic`` says so, after ``max_duration``, by ~/cancel or deactivation, or when the safety filter
+    stops, is disabled or vanishes. Then the task becomes empty and the safety filter is disabled, so that the robot
+    holds. The result's message is succeeded, timed_out, cancelled or stopped, with the reason. Where nobody judges, no
+    attempt succeeds.
     """
 
     Config = TaskConfig
@@ -64,7 +65,9 @@ class RunTask(SageNode):
         self.filter_mode, self._filter_reason = "", ""
         self._metabolism = ""
         self._liveliness: Liveliness | None = None
-        self._asked: tuple[Future, float] | None = None  # the unanswered request to the safety filter, and since when
+        # The unanswered request to the safety filter (None: not sent yet), and since when
+        self._asked: tuple[Future | None, float] | None = None
+        self._lease: Any = None  # at its loss the safety filter disables itself: should this process be killed
         self._reported = True  # how the attempt ended
         self._other = ""  # the task that another run_task has under way
         self._who = f"{self.get_fully_qualified_name()} of process {os.getpid()}"
@@ -89,6 +92,7 @@ class RunTask(SageNode):
         self.every(FEEDBACK, self._tell, clock=self.steady)
 
     def teardown(self) -> None:
+        self._end_lease()
         if self._liveliness is not None:
             self._liveliness.close()
             self._liveliness = None
@@ -123,7 +127,9 @@ class RunTask(SageNode):
         self.attempt = Attempt(self.config.task, self.config.max_duration, self._now())
         self._reported = False
         self._tasks.publish(String(data=self.config.task))
-        self._ask(True)
+        self._lease = self._lease or announce(self, OPERATOR)
+        self._asked = (None, self._steady())
+        self._look()
         self._tell()
         return True, f"started: {self.config.task}"
 
@@ -158,8 +164,12 @@ class RunTask(SageNode):
 
     def _look(self) -> None:
         """Let time pass; once the attempt has ended, see that the robot holds, and say how it ended."""
+        waits = self.running and self._asked is not None and self._asked[0] is None
+        if waits and self._lease.get_subscription_count():  # not before its loss would be noticed
+            self._ask(True)
         if self._asked is not None and self._steady() - self._asked[1] > ANSWER:
             self._asked = None
+            self._end_lease()
             self._end(Outcome.STOPPED, f"{FILTER}/enable did not answer")
         if self.attempt is None or self._reported:
             return
@@ -176,14 +186,22 @@ class RunTask(SageNode):
         future.add_done_callback(self._on_answer)
 
     def _on_answer(self, future: Future) -> None:
-        if self._asked is None or future is not self._asked[0]:
+        awaited = self._asked[0] if self._asked is not None else None
+        if awaited is None or awaited is not future:
             return
         self._asked = None
         answer = future.result()
+        if not self.running:
+            self._end_lease()
         if not answer.success:
             self._end(Outcome.STOPPED, f"{FILTER} refused: {answer.message}")
         elif self.attempt is not None:
             self.attempt.heed(self.filter_mode, self._filter_reason)
+
+    def _end_lease(self) -> None:
+        if self._lease is not None:
+            self.destroy_publisher(self._lease)
+            self._lease = None
 
     # Input
 

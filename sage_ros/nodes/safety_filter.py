@@ -26,7 +26,7 @@ from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
 from sage_ros.core.options import option
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
 from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
-from sage_ros.nodes.liveliness import Liveliness
+from sage_ros.nodes.liveliness import OPERATOR, Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest
@@ -66,6 +66,7 @@ class SafetyFilterNode(SageNode):
     """action, joint_states, confidence, metabolic_state -> joint_command, joint_trajectory, last_command.
 
     Starts as a dry run: ``~/enable`` lets set points out, ``~/stop`` is an emergency hold that lasts until ``~/reset``.
+    Who enables it may announce itself on ``~/operator/alive``: when it is gone, the filter disables itself.
     ``~/state`` (latched DiagnosticArray) says what the filter does and why. Limits are the tightest of the URDF's, of
     ``joint_limits.<joint>.*`` (named as in ros2_control's joint_limits.yaml), of the policy's range and of ``max_*``.
     """
@@ -74,7 +75,8 @@ class SafetyFilterNode(SageNode):
     config: FilterConfig
     live = frozenset(
         {"watchdog", "joint_timeout", "ease_in", "hold_below", "full_above", "follow_tolerance", "follow_time"}
-        | {"overspeed", "strategy", "fade", "ensemble_decay", "max_age", "max_future"}
+        | {"overspeed", "strategy", "fade", "ensemble_decay", "ensemble_ramp"}
+        | {"max_age", "max_future"}
     )
 
     def __init__(self, **kwargs: object) -> None:
@@ -111,7 +113,7 @@ class SafetyFilterNode(SageNode):
         self.serve(SetBool, "~/enable", self._on_enable)
         self.serve(Trigger, "~/stop", self._on_stop)
         self.serve(Trigger, "~/reset", self._on_reset)
-        self._liveliness = Liveliness(self, [POLICY], self._on_liveliness)
+        self._liveliness = Liveliness(self, [POLICY, OPERATOR], self._on_liveliness)
 
     def teardown(self) -> None:
         if self._liveliness is not None:
@@ -192,6 +194,11 @@ class SafetyFilterNode(SageNode):
         self._filter.forbid("metabolism", "" if allowed else f"{values['state']}: {values.get('reason', '')}")
 
     def _on_liveliness(self, name: str, alive: bool) -> None:
+        if name == OPERATOR:
+            if not alive and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
+                self._filter.disable("who enabled it is gone")
+                self.get_logger().error("who enabled the robot is gone: it holds, and has to be enabled again")
+            return
         self._filter.forbid("liveliness", "" if alive else f"{name} is gone")
 
     def _on_description(self, message: String) -> None:

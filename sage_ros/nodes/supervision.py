@@ -201,6 +201,7 @@ class Supervisor(Bringup):
         self.check = check_both
         try:
             self._await_announcements()
+            self._fallen.update(name for name in self.names if self._fell(name))
             while True:
                 self.check()
                 self.spin(0.1)
@@ -223,6 +224,11 @@ class Supervisor(Bringup):
             if name not in self.missing:  # a launch file stops all nodes at once
                 self._node.get_logger().warning(str(error))
 
+    @property
+    def unheard(self) -> list[str]:
+        """Who has not announced itself yet: its death would not be noticed."""
+        return [name for name in self.names if name not in self._heard]
+
     # While it watches
 
     def _on_alive(self, name: str, alive: bool) -> None:
@@ -241,11 +247,18 @@ class Supervisor(Bringup):
 
     def _await_announcements(self) -> None:
         deadline = time.monotonic() + ANNOUNCEMENT
-        while (unheard := [name for name in self.names if name not in self._heard]) and time.monotonic() < deadline:
+        while self.unheard and time.monotonic() < deadline:
             self.check()
             self.spin(0.1)
-        for name in unheard:
+        for name in self.unheard:
             self._node.get_logger().warning(f"nobody says {name}/alive: should {name} die, it will not be noticed")
+
+    def _fell(self, name: str) -> bool:
+        """Whether it was replaced or died after it was brought up, before anybody watched."""
+        try:
+            return self.state(name) == State.PRIMARY_STATE_UNCONFIGURED
+        except NodeError:
+            return True
 
     def _tend(self) -> None:
         now = time.monotonic()

@@ -45,6 +45,14 @@ class Normalization:
         """Least and greatest training action of every joint, (A, 2)."""
         return np.stack((self.action_low, self.action_high), axis=1)
 
+    def span(self, columns: Sequence[int]) -> np.ndarray:
+        """How far these columns of the training actions reach, to divide by: 1 for what never changed.
+
+        A gripper that two values are known of has not switched in each part of the episodes.
+        """
+        low, high = self.action_low[list(columns)], self.action_high[list(columns)]
+        return np.where(high > low, high - low, 1.0)
+
     @classmethod
     def fit(
         cls, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], tokens: Sequence[np.ndarray], horizon: int,
@@ -116,8 +124,7 @@ def two_valued(actions: Sequence[np.ndarray]) -> tuple[int, ...]:
 
 def log_odds(norm: Normalization, bits: Sequence[int], command: np.ndarray) -> np.ndarray:
     """(..., 1, len(bits)): log-odds that a bit is high soon, for all that the last ``command`` (..., A) tells."""
-    low, high = norm.action_low[list(bits)], norm.action_high[list(bits)]
-    share = np.clip((command[..., list(bits)] - low) / (high - low), 0.0, 1.0)
+    share = np.clip((command[..., list(bits)] - norm.action_low[list(bits)]) / norm.span(bits), 0.0, 1.0)
     return np.asarray(STAYS * (2.0 * share - 1.0))[..., None, :]
 
 

@@ -24,6 +24,8 @@ from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.motion import carried_on, motion_features
 from sage_ros.policy.normalization import Normalization, log_odds, normalise
 
+DOUBTS = (-7.0, 5.0)  # the logarithms of expected errors that a student learns to tell apart; what lies beyond is cut
+
 
 def task_features(task: str, words: int = 64) -> np.ndarray:
     """Hashed bag of words, (words,) float32 of length 1 (0 for no words); letter case and punctuation are ignored."""
@@ -170,7 +172,7 @@ class StudentPolicy:
         offsets, doubts = (x[0, : self.horizon].cpu().numpy().astype(np.float64) for x in both)
         carried = carried_on(config, commands)[0, : self.horizon]
         positions = command + carried + norm.offset_std * offsets
-        deviation = norm.uncertainty[0] * norm.offset_std * np.exp(doubts)
+        deviation = norm.uncertainty[0] * norm.offset_std * np.exp(np.clip(doubts, *DOUBTS))
         if bits := list(config.bits):
             span = (norm.action_high - norm.action_low)[bits]
             high = 1.0 / (1.0 + np.exp(-offsets[:, bits] - log_odds(norm, config.bits, command)))

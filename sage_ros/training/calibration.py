@@ -54,7 +54,7 @@ def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray,
             chunk = policy.infer(demonstration.observation(row))
             assert chunk.deviation is not None
             goal = demonstration.action[row : row + policy.horizon]
-            miss = np.abs(chunk.positions[: len(goal)] - goal) / chunk.deviation[: len(goal)]
-            misses.append(miss[:, policy.moving].ravel())
+            miss, estimate = np.abs(chunk.positions[: len(goal)] - goal), chunk.deviation[: len(goal)]
+            misses.append((miss[:, policy.moving] / estimate[:, policy.moving]).ravel())
             doubts.append(np.array([policy.expected_error(chunk)]))
     return np.concatenate(misses), np.concatenate(doubts)

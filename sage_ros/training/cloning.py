@@ -19,7 +19,7 @@ from sage_ros.core.options import check, option
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.motion import carried_on, lag_columns, measured_columns, motion_features, motion_scale
 from sage_ros.policy.normalization import STAYS, Normalization, chunks, normalise
-from sage_ros.policy.student import Student, StudentPolicy, task_features
+from sage_ros.policy.student import DOUBTS, Student, StudentPolicy, task_features
 from sage_ros.training.openloop import Demonstration, open_loop_error
 
 
@@ -113,7 +113,7 @@ class _Rows:
         self.bits = list(student.bits)
         middle = (norm.action_low + norm.action_high)[self.bits] / 2
         self.high = on(goal[..., self.bits] > middle)
-        span = (norm.action_high - norm.action_low)[self.bits]
+        span = norm.span(self.bits)
         self.to_share = [on(x) for x in (norm.command_std[self.bits] / span,
                                          (norm.command_mean - norm.action_low)[self.bits] / span)]  # fmt: skip
         self.per_offset = on(norm.offset_std / norm.command_std)
@@ -166,7 +166,7 @@ class _Rows:
             chance = torch.sigmoid(offsets[..., self.bits] + targets.odds)
             error[..., self.bits] = config.bit_weight * (chance - targets.high) ** 2
         miss = (offsets.detach() - targets.offsets).abs() * self.analogue
-        doubts = doubts.clamp(-7.0, 5.0)
+        doubts = doubts.clamp(*DOUBTS)
         return (error * self.weight).mean() + 0.1 * (miss * torch.exp(-doubts) + doubts).mean()
 
     def _normal(self, shape: Sequence[int]) -> Tensor:

@@ -1,0 +1,7 @@
+"""``python -m sage_ros.episodes``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
