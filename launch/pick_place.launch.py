@@ -16,6 +16,7 @@ from launch.actions import (
     GroupAction,
     OpaqueFunction,
     RegisterEventHandler,
+    SetEnvironmentVariable,
 )
 from launch.conditions import IfCondition, UnlessCondition
 from launch.event_handlers import OnProcessExit, OnProcessIO
@@ -41,6 +42,8 @@ ARGUMENTS = {
     "rate": ("1.0", "playback speed", None),
     "loop": ("false", "replay for ever", ["true", "false"]),
     "checkpoint": ("", "student checkpoint folder; empty: the one in the package", None),
+    "large_images": ("false", "room in shared memory for images above 500 kB (config/fastdds.xml); the camera's driver "
+                     "needs it too", ["true", "false"]),
     "composed": ("false", "all nodes in one process: the lowest latency, but faults are shared", ["true", "false"]),
     "namespace": ("", "namespace of all nodes and topics", None),
     "use_sim_time": ("false", "run on /clock, which the replayer or the simulated robot then publishes",
@@ -150,7 +153,8 @@ def composed() -> list[LaunchDescriptionEntity]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    config = Path(get_package_share_directory("sage_ros")) / "config" / "pick_place.yaml"
+    folder = Path(get_package_share_directory("sage_ros")) / "config"
+    config = folder / "pick_place.yaml"
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description, choices=choices)
         for name, (default, description, choices) in ARGUMENTS.items()
@@ -161,10 +165,12 @@ def generate_launch_description() -> LaunchDescription:
             description="ROS parameters of all nodes; the arguments above go over it",
         )
     )
-    in_one = LaunchConfiguration("composed")
+    in_one, large = LaunchConfiguration("composed"), IfCondition(LaunchConfiguration("large_images"))
+    profiles = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # as Kilted and Jazzy call it
     return LaunchDescription([
         *declared,
         OpaqueFunction(function=check_params_file),
+        *[SetEnvironmentVariable(name, str(folder / "fastdds.xml"), condition=large) for name in profiles],
         GroupAction(
             [PushRosNamespace(LaunchConfiguration("namespace")), *Supervision().actions()],
             condition=UnlessCondition(in_one),

@@ -66,6 +66,6 @@ fi
 ros=()
 [ "$sourced" = yes ] || ros=("ros-$DISTRO-rclpy" "ros-$DISTRO-rmw-fastrtps-cpp" "ros-$DISTRO-common-interfaces"
     "ros-$DISTRO-lifecycle-msgs" "ros-$DISTRO-rosgraph-msgs" "ros-$DISTRO-rcl-interfaces")
-pip install -q -c constraints.txt --no-build-isolation -e '.[sim,teacher,train,test]' ${ros[@]+"${ros[@]}"}
+pip install -q -c constraints.txt --no-build-isolation -e '.[sim,teacher,train,vision,test]' ${ros[@]+"${ros[@]}"}
 printf '%s' "$stamp" > "$VENV/.sage_ros_setup"
 say "ready after $((SECONDS - started)) s"

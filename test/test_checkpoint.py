@@ -109,7 +109,7 @@ def test_the_encoder_travels_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(p.name for p in (folder / INSIDE).iterdir()) == ["config.json", "model.safetensors"]
     opened: list[str] = []
 
-    def load(source: str | Path, device: str) -> encoders.Encoder:
+    def load(source: str | Path, *_: object) -> encoders.Encoder:
         opened.append(str(source))
         return Fake()
 
@@ -119,12 +119,12 @@ def test_the_encoder_travels_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_another_encoder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoders.ENCODERS, "fake", lambda source, device: Fake("b" * 64))
+    monkeypatch.setitem(encoders.ENCODERS, "fake", lambda *_: Fake("b" * 64))
     with pytest.raises(CheckpointError, match="trained on encoder fake aaaaaaaaaaaa"):
         load_checkpoint(folder).load_encoder()
     wider = Fake()
     wider.features = 4
-    monkeypatch.setitem(encoders.ENCODERS, "fake", lambda source, device: wider)
+    monkeypatch.setitem(encoders.ENCODERS, "fake", lambda *_: wider)
     with pytest.raises(CheckpointError, match="of 4"):
         load_checkpoint(folder).load_encoder()
 

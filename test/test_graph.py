@@ -146,7 +146,7 @@ def test_bad_input_gives_no_action(episode):
         show(image_message(frame, header()))
         probe.until(lambda: policy.counts["no_joints"] == 2, "a frame without usable joints")
 
-        for encoding, step in (("yuv422", 768), ("rgb8", 10)):
+        for encoding, step in (("nv12", 768), ("rgb8", 10)):
             refused = vision.counts["refused"]
             broken = image_message(frame, header())
             broken.encoding, broken.step = encoding, step

@@ -21,7 +21,6 @@ from sage_ros.nodes.messages import (
     to_stamp,
     trajectory_message,
 )
-from sage_ros.pixels import ENCODINGS
 
 FRAME = np.random.default_rng(0).integers(0, 255, (6, 5, 3), dtype=np.uint8)
 
@@ -31,7 +30,7 @@ def test_a_frame_survives_the_trip_even_when_it_is_a_view():
     assert np.array_equal(rgb_from(image_message(FRAME[::2, ::-1], Header())), FRAME[::2, ::-1])
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
 @pytest.mark.parametrize("padding", [0, 7])
 def test_every_encoding_becomes_rgb_and_row_padding_is_skipped(encoding, padding):
     source = {

@@ -15,7 +15,7 @@ from sage_ros.vision.encoder import ENCODERS, EncoderError, hash_weights, load_e
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"no encoder 'dino'; there are: clip, tiny_vae"):
+    with pytest.raises(EncoderError, match=r"no encoder 'dino'; there are: clip, lite0, siglip, tiny_vae"):
         load_encoder("dino", tmp_path)
 
 

@@ -111,7 +111,7 @@ class SageNode(LifecycleNode):
     def listen(
         self, kind: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile = RELIABLE, always: bool = False,
         overridable: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """A subscription that calls back only while the node is active, or ``always`` once configured.
 
         ``overridable`` as for :meth:`publish_on`, by ``qos_overrides.<topic>.subscription.*``.
@@ -123,6 +123,7 @@ class SageNode(LifecycleNode):
 
         subscription = self.create_subscription(kind, topic, gated, **_quality(qos, overridable))
         self._entities.append((self.destroy_subscription, subscription))
+        return subscription
 
     def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
         """A timer that runs while the node is active."""

@@ -17,7 +17,8 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from sage_ros.core.chunks import ActionChunk
-from sage_ros.pixels import pixel_rows, rgb_of_compressed, rgb_of_raw
+from sage_ros.nodes.bridge import to_rgb
+from sage_ros.pixels import values_of_raw
 
 
 class MessageError(ValueError):
@@ -40,7 +41,7 @@ def image_message(frame: np.ndarray, header: Header, into: Image | None = None) 
 def rgb_from(message: Image | CompressedImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises MessageError on an unknown encoding or a size that does not fit the data."""
     try:
-        return rgb_of_raw(message) if isinstance(message, Image) else rgb_of_compressed(message)
+        return to_rgb(message)
     except ValueError as problem:
         raise MessageError(str(problem)) from problem
 
@@ -59,10 +60,9 @@ def map_from(message: Image) -> np.ndarray:
     if message.encoding != "32FC1":
         raise MessageError(f"expected a 32FC1 map, got encoding '{message.encoding}'")
     try:
-        values = np.ascontiguousarray(pixel_rows(message, 4)).view(">f4" if message.is_bigendian else "<f4")
+        return values_of_raw(message)
     except ValueError as problem:
         raise MessageError(str(problem)) from problem
-    return values.astype(np.float32, copy=False)
 
 
 def _fill(into: Image | None, rows: np.ndarray, encoding: str, width: int, header: Header) -> Image:

@@ -29,6 +29,7 @@ from sage_ros.nodes.vision_irp import VisionIrp
 from sage_ros.paths import checkpoint_path, share
 
 SOURCES = {"replay": "replayer", "sim": "sim_robot", "camera": ""}
+PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # as Kilted and Jazzy call it
 STANDSTILL = 5.0  # s that a process may stand still before it is killed, to be started again
 
 
@@ -78,6 +79,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     add("--params-file", default="", help="ROS parameter file for all nodes (default: config/pick_place.yaml)")
     add("--use-sim-time", type=_flag, nargs="?", const=True, default=False, metavar="BOOL",
         help="run on /clock, which the replayer or the simulated robot then publishes")
+    add("--large-images", type=_flag, nargs="?", const=True, default=False, metavar="BOOL",
+        help="room in shared memory for images above 500 kB (config/fastdds.xml); give it to the camera's driver too")
     add("--processes", action="store_true", help="a process per node instead of all in this one")
     add("--namespace", default="", help="namespace of all nodes and topics")
     add("--report", default="", metavar="DIR",
@@ -193,6 +196,8 @@ def main(args: list[str] | None = None) -> int:
     argv = sys.argv if args is None else ["pick_place", *args]
     options = parse(remove_ros_args(argv)[1:])
     try:
+        if options.large_images:
+            os.environ.update(dict.fromkeys(PROFILES, str(share("config", "fastdds.xml"))))
         params_file = options.params_file or str(share("config", "pick_place.yaml"))
         with ExitStack() as stack:
             overrides = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="sage_ros_", suffix=".yaml"))

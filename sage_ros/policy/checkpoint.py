@@ -46,6 +46,7 @@ from sage_ros.policy.student import Student, StudentPolicy
 
 if TYPE_CHECKING:
     from sage_ros.vision.encoder import Encoder
+    from sage_ros.vision.runtime import Runtime
 
 PICKLED = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 PORTABLE = frozenset({".json", ".safetensors", ".txt"})  # an encoder's files that travel
@@ -110,11 +111,15 @@ class Checkpoint:
     def encoder_sha256(self) -> str:
         return self.manifest.encoder.sha256
 
-    def load_encoder(self, device: str = "cpu") -> Encoder:
-        """The encoder that the student was trained on. Raises CheckpointError if it is another one by now."""
-        from sage_ros.vision.encoder import load_encoder
+    def load_encoder(self, device: str = "cpu", runtime: Runtime | None = None) -> Encoder:
+        """The encoder that the student was trained on (None: run as in training).
 
-        encoder = load_encoder(self.encoder_name, self.encoder_source, device)
+        Raises CheckpointError if it is another one by now.
+        """
+        from sage_ros.vision.encoder import load_encoder
+        from sage_ros.vision.runtime import EXACT
+
+        encoder = load_encoder(self.encoder_name, self.encoder_source, device, runtime or EXACT)
         self.check_encoder(encoder)
         return encoder
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,16 +13,22 @@ import numpy as np
 import torch
 
 from sage_ros.core.irp import Budget, Refinement
+from sage_ros.vision.runtime import EXACT, EncoderError, Runtime
 
 
-class EncoderError(RuntimeError):
-    """An encoder that cannot be had: names what is missing or wrong, where, and what to do."""
+@dataclass(frozen=True)
+class Cost:
+    """What a coarse pass over one frame takes, whatever the machine."""
+
+    parameters: int
+    multiplications: int
 
 
 class Encoder(Protocol):
     """Frames to token maps: ``grid`` (rows, columns) tokens, row-major, of ``features`` float32 numbers each.
 
-    ``sha256`` is that of the weights: a student is tied to the encoder that it was trained on.
+    ``sha256`` is that of the weights: a student is tied to the encoder that it was trained on. ``runtime`` says in
+    words what runs it.
     """
 
     @property
@@ -30,6 +38,16 @@ class Encoder(Protocol):
     @property
     def features(self) -> int: ...
     @property
+    def feature_names(self) -> tuple[str, ...]: ...
+    @property
+    def cost(self) -> Cost: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def attends(self) -> bool:
+        """Whether refinement looks at places one by one, and so can follow attention."""
+
+    @property
     def sha256(self) -> str: ...
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
@@ -38,34 +56,44 @@ class Encoder(Protocol):
         Raises ValueError on frames of another shape or type.
         """
 
-    def refine(self, frame: np.ndarray, budget: Budget) -> Refinement[np.ndarray]:
-        """One frame (H, W, 3) uint8 RGB -> tokens (N, F) float32, refined within ``budget``."""
+    def refine(self, frame: np.ndarray, budget: Budget, attention: np.ndarray | None = None) -> Refinement[np.ndarray]:
+        """One frame (H, W, 3) uint8 RGB -> tokens (N, F) float32, refined within ``budget``.
+
+        ``attention``: weights >= 0 in the grid's shape, of the places where a closer look would pay; for those that
+        look at places one by one.
+        """
 
 
-def _load_tiny_vae(source: str | Path, device: str) -> Encoder:
-    from sage_ros.vision.tiny_vae import TinyVae
-
-    return TinyVae.load(source, device)
+Loader = Callable[[str | Path, str, Runtime], Encoder]
 
 
-def _load_clip(source: str | Path, device: str) -> Encoder:
-    from sage_ros.vision.clip import Clip  # transformers takes seconds to import
+def _late(module: str, kind: str) -> Loader:
+    """The ``load`` of a class that is imported only when asked for: transformers takes seconds."""
 
-    return Clip.load(source, device)
+    def load(source: str | Path, device: str, runtime: Runtime) -> Encoder:
+        loader: Loader = getattr(importlib.import_module(f"sage_ros.vision.{module}"), kind).load
+        return loader(source, device, runtime)
+
+    return load
 
 
-Loader = Callable[[str | Path, str], Encoder]
-ENCODERS: dict[str, Loader] = {"tiny_vae": _load_tiny_vae, "clip": _load_clip}
+ENCODERS: dict[str, Loader] = {
+    "tiny_vae": _late("tiny_vae", "TinyVae"),
+    "lite0": _late("lite0", "Lite0"),
+    "clip": _late("clip", "Clip"),
+    "siglip": _late("siglip", "Siglip"),
+}
 
 
-def load_encoder(name: str, source: str | Path, device: str = "cpu") -> Encoder:
+def load_encoder(name: str, source: str | Path, device: str = "cpu", runtime: Runtime = EXACT) -> Encoder:
     """The encoder ``name`` with the weights at ``source`` (a folder, or for some a hub name), on a torch device.
 
-    Raises EncoderError on an unknown name, on missing, damaged or ill-fitting weights, and on a missing device.
+    Raises EncoderError on an unknown name, on missing, damaged or ill-fitting weights, on a missing device and on what
+    the device cannot do.
     """
     if name not in ENCODERS:
         raise EncoderError(f"there is no encoder '{name}'; there are: {', '.join(sorted(ENCODERS))}")
-    return ENCODERS[name](source, device)
+    return ENCODERS[name](source, device, runtime)
 
 
 def pick_device(device: str) -> torch.device:

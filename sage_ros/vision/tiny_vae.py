@@ -7,6 +7,7 @@ from the training frames' mean, as PCA does. Tokens are the posterior's mean.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,9 +20,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sage_ros.core.irp import Budget, Refinement, refine
-from sage_ros.vision.encoder import EncoderError, check_frames, hash_weights, pick_device
+from sage_ros.vision.encoder import Cost, EncoderError, check_frames, hash_weights, pick_device
+from sage_ros.vision.runtime import EXACT, Runtime
 
 FORMAT = "sage_ros.tiny_vae/1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -61,6 +64,7 @@ class TinyVae(nn.Module):
     """
 
     name = "tiny_vae"
+    attends = False
 
     def __init__(self, config: TinyVaeConfig = TinyVaeConfig()) -> None:
         super().__init__()
@@ -88,6 +92,21 @@ class TinyVae(nn.Module):
         return self.config.features
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(f"latent_{index}" for index in range(self.features))
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            self.encoder(self.mean_frame[None])
+        return Cost(sum(p.numel() for p in self.encoder.parameters()), counter.get_total_flops() // 2)
+
+    @property
+    def runtime(self) -> str:
+        return f"torch fp32 on {self.mean_frame.device}"
+
+    @property
     def sha256(self) -> str:
         return hash_weights(self.state_dict())
 
@@ -110,8 +129,11 @@ class TinyVae(nn.Module):
         """Frames (B, H, W, 3) uint8 RGB -> tokens (B, N, F) float32."""
         return _tokens(self.posterior(self.prepare(frames))[0])
 
-    def refine(self, frame: np.ndarray, budget: Budget) -> Refinement[np.ndarray]:
-        """One frame (H, W, 3) uint8 RGB -> tokens (N, F) float32; energy: mean squared error of its reconstruction."""
+    def refine(self, frame: np.ndarray, budget: Budget, attention: np.ndarray | None = None) -> Refinement[np.ndarray]:
+        """One frame (H, W, 3) uint8 RGB -> tokens (N, F) float32; energy: mean squared error of its reconstruction.
+
+        All places are refined at once, whatever the ``attention``.
+        """
         found = refine(_Reconstruction(self), frame, budget)
         return Refinement(_tokens(found.state.latent)[0], found.energies, found.halt, found.seconds)
 
@@ -125,9 +147,15 @@ class TinyVae(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> TinyVae:
-        """Read what :meth:`save` wrote. Raises EncoderError on anything missing, damaged or ill-fitting."""
+    def load(cls, folder: Path | str, device: str = "cpu", runtime: Runtime = EXACT) -> TinyVae:
+        """Read what :meth:`save` wrote. Raises EncoderError on anything missing, damaged or ill-fitting.
+
+        It runs in torch and fp32 alone: a frame takes a millisecond, and refinement needs gradients.
+        """
         folder, target = Path(folder).expanduser(), pick_device(device)
+        if runtime.engine == "onnxruntime" or runtime.precision not in ("auto", "fp32"):
+            wanted = f"{runtime.engine} {runtime.precision}"
+            raise EncoderError(f"tiny_vae runs in torch and fp32, not {wanted}: choose auto for both")
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         if missing:
             raise EncoderError(f"{folder} has no {' and no '.join(missing)}: {REMEDY}")
