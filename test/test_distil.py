@@ -61,7 +61,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pooled]
     """A cache of its own, the pooling encoder in the registry, one thread."""
     pooled, threads = Pooled(), torch.get_num_threads()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(encoders.ENCODERS, "pooled", lambda source, device: pooled)
+    monkeypatch.setitem(encoders.ENCODERS, "pooled", lambda source, device, runtime: pooled)
     torch.set_num_threads(1)
     yield pooled
     torch.set_num_threads(threads)

@@ -214,9 +214,9 @@ def test_bags_that_do_not_fit_say_why(tmp_path):
     silent = [m for m in messages if m[1] != "/task"] + [(5 * SECOND, "/task", said(" "))]
     assert "no task is said" in error_of(bag(tmp_path / "f", silent))
     odd = [m for m in messages if m[1] != "/camera"]
-    odd += [(5 * SECOND, "/camera", image(5 * SECOND, np.zeros((4, 4, 2), np.uint8), "yuv422"))]
-    odd += [(7 * SECOND, "/camera", image(7 * SECOND, np.zeros((4, 4, 2), np.uint8), "yuv422"))]
-    assert "encoding 'yuv422'" in error_of(bag(tmp_path / "g", odd), BagMapping(**(vars(MAPPING) | {"tolerance": 9})))
+    odd += [(5 * SECOND, "/camera", image(5 * SECOND, np.zeros((4, 4, 2), np.uint8), "nv12"))]
+    odd += [(7 * SECOND, "/camera", image(7 * SECOND, np.zeros((4, 4, 2), np.uint8), "nv12"))]
+    assert "encoding 'nv12'" in error_of(bag(tmp_path / "g", odd), BagMapping(**(vars(MAPPING) | {"tolerance": 9})))
     apart = [(m[0], m[1], m[2]) for m in messages if m[1] != "/camera"]
     apart += [(99 * SECOND, "/camera", image(99 * SECOND, np.zeros((16, 16, 3), np.uint8)))]
     assert "before /camera begins" in error_of(bag(tmp_path / "h", apart))
