@@ -2,8 +2,8 @@
 
 on this CPU     the command `distil` on --dataset, every episode trained on, nothing encoded before; two cores
 on a GPU        the same with --device cuda, where there is one
-on two GPUs     rows per second of the command under torchrun with one process and with two, in turns, on --simulate
-                more demonstrations, at as many rows per GPU; where there are two
+on two GPUs     rows per second of the command under torchrun with one process and with two, in turns, at as many rows
+                per GPU, on --many, or on the package's episodes and --simulate more; where there are two
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CORES = 2
 TURNS = 3
-STEPS, LOOK = 900, 100  # of a throughput's training; the first looks warm up
+STEPS, LOOK = 600, 200  # of a throughput's training; the first look warms up
 
 
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--dataset", default="", help="LeRobot data set folder (default: the one in the package)")
-    parser.add_argument("--simulate", type=int, default=1000, help="demonstrations for the two GPUs (%(default)s)")
+    parser.add_argument("--many", default="", metavar="FOLDER", help="a data set for two GPUs, of more rows than --rows")
+    parser.add_argument("--simulate", type=int, default=1000, help="or so many demonstrations for them (%(default)s)")
     parser.add_argument("--rows", type=int, default=16384, help="rows of a step per GPU there (%(default)s)")
     options = parser.parse_args()
+    many = ["--dataset", options.many] if options.many else ["--simulate", str(options.simulate)]
     given = ["--dataset", options.dataset] if options.dataset else []
     gpus = torch.cuda.device_count()
     figures: dict[str, float] = {"gpus": gpus}
@@ -42,8 +44,8 @@ def main() -> int:
     if gpus > 1:
         alone, both = [], []
         for _ in range(TURNS):
-            alone.append(throughput(1, options.simulate, options.rows))
-            both.append(throughput(2, options.simulate, options.rows))
+            alone.append(throughput(1, many, options.rows))
+            both.append(throughput(2, many, options.rows))
         figures |= {"rows_per_s_one_gpu": float(np.median(alone)), "rows_per_s_two_gpus": float(np.median(both))}
         figures["two_gpus_over_one"] = figures["rows_per_s_two_gpus"] / figures["rows_per_s_one_gpu"]
         bars["two_gpus_over_one"] = (">=", 1.8)
@@ -64,17 +66,17 @@ def minutes(more: list[str], cores: int | None = None) -> float:
         return (time.perf_counter() - start) / 60
 
 
-def throughput(processes: int, simulate: int, rows: int) -> float:
+def throughput(processes: int, many: list[str], rows: int) -> float:
     """Rows per second of a training with so many processes, a GPU each, as its curves say; the median of the looks."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += ["-m", "sage_ros.training.distil", "--out", f"{folder}/student", "--curves", f"{folder}/curves"]
-        command += ["--simulate", str(simulate), "--batch-size", str(rows * processes), "--device", "cuda"]
-        command += ["--validation", "0", "--steps", str(STEPS), "--evaluate-every", str(LOOK), "--recipe", "many"]
+        command += [*many, "--batch-size", str(rows * processes), "--device", "cuda"]
+        command += ["--validation", "1", "--steps", str(STEPS), "--evaluate-every", str(LOOK), "--recipe", "many"]
         subprocess.run(command, check=True)
         events = EventAccumulator(str(next(Path(folder, "curves").glob("seed_*"))))
         events.Reload()
-        return float(np.median([point.value for point in events.Scalars("rows per s")][2:]))
+        return float(np.median([point.value for point in events.Scalars("rows per s")][1:]))
 
 
 if __name__ == "__main__":

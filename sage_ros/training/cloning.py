@@ -94,7 +94,7 @@ def clone(
                 _, loss, error = run.curve[-1]
                 bar.set_postfix(loss=f"{loss:.4f}", validation=f"{error:.6f}", best=run.best_step)
                 if curves:
-                    rate = (step - since) * config.batch_size / (time.perf_counter() - started)
+                    rate = (step - since) * run.step_rows / (time.perf_counter() - started)
                     figures = {"loss": loss, "validation error": error, "learning rate": run.rate, "rows per s": rate}
                     for tag, figure in figures.items():
                         curves.add_scalar(tag, figure, step)
@@ -142,6 +142,11 @@ class _Training:
         self.best_error = self._error() if validation else math.inf
         self.curve: list[tuple[int, float, float]] = []
         self.total = torch.zeros((), device=engine.device)
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of a step over all processes: no more than there are, in one process."""
+        return self.share * self.engine.processes * self.engine.accumulate
 
     @property
     def rate(self) -> float:
