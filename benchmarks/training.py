@@ -21,16 +21,16 @@ from harness import Bar, arguments, conclude
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CORES = 2
-TURNS = 3
 STEPS, LOOK = 600, 200  # of a throughput's training; the first look warms up
 
 
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--dataset", default="", help="LeRobot data set folder (default: the one in the package)")
-    parser.add_argument("--many", default="", metavar="FOLDER", help="a data set for two GPUs, of more rows than --rows")
+    parser.add_argument("--many", default="", metavar="FOLDER", help="data set for two GPUs, of more than --rows rows")
     parser.add_argument("--simulate", type=int, default=1000, help="or so many demonstrations for them (%(default)s)")
     parser.add_argument("--rows", type=int, default=16384, help="rows of a step per GPU there (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="trainings of either kind (%(default)s)")
     options = parser.parse_args()
     many = ["--dataset", options.many] if options.many else ["--simulate", str(options.simulate)]
     given = ["--dataset", options.dataset] if options.dataset else []
@@ -43,7 +43,7 @@ def main() -> int:
         bars["gpu_minutes"] = ("<=", 2.0)
     if gpus > 1:
         alone, both = [], []
-        for _ in range(TURNS):
+        for _ in range(options.turns):
             alone.append(throughput(1, many, options.rows))
             both.append(throughput(2, many, options.rows))
         figures |= {"rows_per_s_one_gpu": float(np.median(alone)), "rows_per_s_two_gpus": float(np.median(both))}
@@ -72,7 +72,8 @@ def throughput(processes: int, many: list[str], rows: int) -> float:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += ["-m", "sage_ros.training.distil", "--out", f"{folder}/student", "--curves", f"{folder}/curves"]
         command += [*many, "--batch-size", str(rows * processes), "--device", "cuda"]
-        command += ["--validation", "1", "--steps", str(STEPS), "--evaluate-every", str(LOOK), "--recipe", "many"]
+        command += ["--holdout", "1", "--validation", "1", "--recipe", "many"]
+        command += ["--steps", str(STEPS), "--evaluate-every", str(LOOK)]
         subprocess.run(command, check=True)
         events = EventAccumulator(str(next(Path(folder, "curves").glob("seed_*"))))
         events.Reload()
