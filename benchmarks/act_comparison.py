@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100_000, help="ACT's gradient steps, as LeRobot's (%(default)s)")
     parser.add_argument("--backbone", default="imagenet", choices=("imagenet", "scratch"),
                         help="ACT's ResNet-18 starts from ImageNet's weights, downloaded by torchvision, or from none")
-    parser.add_argument("--jobs", type=int, default=1, help="ACT trainings at a time (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="ACT trainings at a time, over all GPUs (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/act"), help="where results are kept (%(default)s)")
     parser.add_argument("--act-python", default="", help="the Python of an environment that has lerobot")
     parser.add_argument("--rounds", type=int, default=20, help=f"turns of {BLOCK} inferences each (%(default)s)")
@@ -118,11 +118,15 @@ def write_plan(options: argparse.Namespace) -> dict[str, Any]:
 
 def train_act(options: argparse.Namespace, plan: dict[str, Any], python: str) -> None:
     missing = [fold["name"] for fold in plan["folds"] if not (options.out / f"{fold['name']}.npz").exists()]
-    names = ("OMP_NUM_THREADS",) if options.jobs > 1 else ()
-    environ = {**os.environ, **{name: str(max(1, (os.cpu_count() or 1) // options.jobs)) for name in names}}
-    command = [python, str(SCRIPT), "train", str(options.out / "plan.json")]
+    gpus, threads = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // options.jobs)
+
+    def work(place: int) -> None:
+        more = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": str(place % gpus)} if gpus else {})
+        command = [python, str(SCRIPT), "train", str(options.out / "plan.json"), missing[place]]
+        subprocess.run(command, check=True, env={**os.environ, **more})
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda name: subprocess.run([*command, name], check=True, env=environ), missing))
+        list(pool.map(work, range(len(missing))))
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:

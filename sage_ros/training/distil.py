@@ -265,6 +265,7 @@ def run(args: argparse.Namespace) -> int:
     })  # fmt: skip
     best, metrics = distil(train, validation, held_out, student, config, args.seeds, args.blind, engine,
                            unfinished=unfinished)  # fmt: skip
+    engine.close()
     if not engine.main:
         return 0
     metrics |= {

@@ -105,6 +105,11 @@ class Engine:
         if state and self._accelerator is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state)
 
+    def close(self) -> None:
+        """Part from the other processes, once all is done."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
     def describe(self) -> str:
         return f"{self.device.type}, {self.processes} process{'es' * (self.processes > 1)}, {self.precision}"
 
