@@ -256,3 +256,14 @@ def test_every_metabolic_state_is_published_with_what_it_allows():
         probe.until(lambda: not fault._faults, "the end of the fault")
         assert now().message == "CRISIS", "a crisis ends by a reset alone"
         assert probe.call(Trigger, "metabolic_manager/reset").success
+
+
+def test_a_node_knows_whether_its_topics_have_another_end():
+    with Graph([TrustAttentionNode]) as graph:
+        (node,), probe, ends = graph.nodes, graph.probe, {"/vision/tokens", "/attention/tokens"}
+        graph.up()
+        assert node.met({"/elsewhere"}) and not node.met(ends)
+        probe.listen(Image, "attention/tokens", STREAM)
+        assert not node.met(ends), "nobody sends tokens yet"
+        probe.publisher(Image, "vision/tokens", STREAM)
+        probe.until(lambda: node.met(ends), "both other ends")

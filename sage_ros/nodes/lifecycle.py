@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from copy import copy
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from rclpy.task import Future
 
 from sage_ros.core.timing import Stopwatch
@@ -150,6 +151,15 @@ class SageNode(LifecycleNode):
         step = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
         handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
         self._entities.append((lambda jumps: jumps.unregister(), handle))
+
+    def met(self, topics: Container[str]) -> bool:
+        """Whether somebody is found at the other end of whatever it says and hears on ``topics`` (full names).
+
+        What is said before that is lost.
+        """
+        ends = [entity for _, entity in self._entities if getattr(entity, "topic_name", None) in topics]
+        counts = (e.get_publisher_count() if isinstance(e, Subscription) else e.get_subscription_count() for e in ends)
+        return all(counts)
 
     def serve(self, kind: type, name: str, answer: Callable[[Any, Any], Any]) -> None:
         """A service that is gone after cleanup."""

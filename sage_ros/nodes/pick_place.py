@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -134,6 +134,10 @@ class Composed:
         self._robot.check()
 
     check_once_up = check
+
+    def met(self, topics: Container[str]) -> bool:
+        """Whether the nodes of this process have found who is at the other end of these topics (full names)."""
+        return all(spinner.node.met(topics) for spinner in self._spinners)
 
     def respawn(self, missing: Mapping[str, float]) -> list[str]:
         return []

@@ -43,6 +43,7 @@ RATE = 100.0  # control ticks per second
 PERIOD = round(SECOND / RATE)
 # What remembers an episode, or a crisis that it ended in
 FORGETFUL = ("metabolic_manager", "safety_filter", "sage_policy", "trust_attention")
+CHAIN = ("joint_states", "task", "metabolic_state", "vision/tokens", "attention/tokens")  # from a frame to its action
 ROBOT_SERVICES = {SetParameters: "set_parameters", Trigger: "reset", GetState: "get_state"}
 PATIENT = 60.0  # s of wall time: in lock-step a slow computer must not be taken for a dead node
 FIRST = 20.0  # s of wall time for the first action of an episode
@@ -142,6 +143,7 @@ class RosStage:
 
     def _connect(self) -> None:
         node, latency = self._node, bool(self.trial.latency)
+        self._chain = {node.resolve_topic_name(topic) for topic in (*CHAIN, "rollout/action" if latency else "action")}
         self._clients = {kind: node.create_client(kind, f"sim_robot/{name}") for kind, name in ROBOT_SERVICES.items()}
         self._filter_state = node.create_client(GetState, "safety_filter/get_state")
         node.create_subscription(JointState, "joint_states", self._on_joints, RELIABLE)
@@ -211,6 +213,8 @@ class RosStage:
         for change in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             for name in FORGETFUL:
                 self._bringup.change(name, change)
+        if not self.real_time:  # in which a frame that nobody hears yet is one of many
+            self._await(lambda: self._nodes.met(self._chain), "the nodes to find each other", FIRST)
 
     def _reset(self, seed: int) -> None:
         """Ask for the seed and the reset, which comes with the next frame, and wait for that frame."""
