@@ -232,7 +232,7 @@ def main() -> int:
     options = parser.parse_args()
     figures: dict[str, float] = {}
     bars: dict[str, Bar] = {}
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     if "tiny_vae" in options.only:
         figures |= tiny_vae()
         bars |= {"tiny_vae_ms": ("<=", 5.0), "tiny_vae_over_pca": ("<=", 1.0)}

@@ -122,7 +122,7 @@ def real(folder: Path, steps: int) -> dict[str, float]:
         threshold = choose([dataset[index] for index in range(len(dataset)) if index != place])
         torch.set_num_threads(1)
         found = gated(encoder, policy, [dataset[place]], threshold)
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         print(f"episode {place} held out: threshold {threshold:g}, time {found[0]}, error {found[1]}", flush=True)
         spent, errors = spent + found[0], errors + found[1] / len(dataset)
     return verdict(spent, errors)
@@ -143,7 +143,7 @@ def main() -> int:
     encoder = shipped.load_encoder()
     figures = curve("tiny_vae", encoder, shipped.policy, held_out)
     if options.lite0:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         lite0 = load_encoder("lite0", PACKAGE, runtime=Runtime("onnxruntime", "fp32", 2))
         train = load_demonstrations(dataset, lite0, episodes=shipped.metrics["split"]["train"])
         sizes = replace(shipped.config, grid=lite0.grid, features=lite0.features)

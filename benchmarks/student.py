@@ -55,7 +55,7 @@ def main() -> int:
 
 def package(options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Bar]]:
     """The shipped student and new ones on the package's held-out episodes."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     shipped, dataset = load_checkpoint(CHECKPOINT), EpisodeDataset(EPISODES)
     shown = {d.index: d for d in load_demonstrations(dataset, shipped.load_encoder(), shipped.cameras[0])}
     train, validation, held_out = ([shown[i] for i in shipped.metrics["split"][part]]
