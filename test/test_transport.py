@@ -1,4 +1,4 @@
-"""The Fast DDS profile for large images is one that Fast DDS takes, and images come whole."""
+"""The Fast DDS profiles are such as Fast DDS takes, and do what they are for."""
 
 from __future__ import annotations
 
@@ -44,3 +44,44 @@ def test_images_of_3_mb_come_through_the_profile() -> None:
         output, errors = peer.communicate(timeout=60)
         assert output.strip() == "whole", errors
         assert "XMLPARSER" not in errors and "XML" not in errors, errors
+
+
+MEET_LATE = """
+import time
+import rclpy
+from rclpy.node import Node
+from std_msgs.msg import String
+from sage_ros.nodes.lifecycle import RELIABLE
+from sage_ros.nodes.pick_place import share_process
+share_process()
+rclpy.init()
+writer, reader = Node("writer"), Node("reader")
+publisher = writer.create_publisher(String, "talk", RELIABLE)
+
+def meet():
+    got = []
+    subscription = reader.create_subscription(String, "talk", got.append, RELIABLE)
+    while not (publisher.get_subscription_count() and subscription.get_publisher_count()):
+        time.sleep(0.01)
+    time.sleep(0.2)  # for what the two have to agree on, of which nothing tells
+    return subscription, got
+
+def says(got, count):
+    for _ in range(count):
+        publisher.publish(String())
+        rclpy.spin_once(reader, timeout_sec=5.0)
+    return len(got)
+
+subscription, got = meet()
+assert says(got, 5100) > 5000
+reader.destroy_subscription(subscription)
+print(says(meet()[1], 1))
+"""
+
+
+def test_nodes_of_one_process_hear_each_other_however_much_was_said_before() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in PROFILES}
+    command = [sys.executable, "-c", MEET_LATE]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
+    assert done.stdout.strip() == "1", done.stderr
+    assert "XML" not in done.stderr, done.stderr

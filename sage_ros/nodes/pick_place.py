@@ -116,6 +116,13 @@ def parameters(options: argparse.Namespace) -> dict[str, object]:
     return {f"/**/{name}": {"ros__parameters": values} for name, values in own.items()}
 
 
+def share_process() -> None:
+    """Have Fast DDS deliver between nodes of this process as between processes (config/fastdds_composed.xml says why),
+    unless somebody has chosen a profile. Before ``rclpy.init``."""
+    if not any(name in os.environ for name in PROFILES):
+        os.environ.update(dict.fromkeys(PROFILES, str(share("config", "fastdds_composed.xml"))))
+
+
 class Composed:
     """All nodes in this process, an executor and a thread each. They share their faults: who dies ends all.
 
@@ -202,6 +209,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         if options.large_images:
             os.environ.update(dict.fromkeys(PROFILES, str(share("config", "fastdds.xml"))))
+        share_process()
         params_file = options.params_file or str(share("config", "pick_place.yaml"))
         with ExitStack() as stack:
             overrides = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="sage_ros_", suffix=".yaml"))

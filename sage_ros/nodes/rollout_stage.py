@@ -33,7 +33,7 @@ from sage_ros.core.safety import Mode
 from sage_ros.core.timing import SECOND
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner, values_of
 from sage_ros.nodes.messages import nanoseconds, rgb_from, to_stamp
-from sage_ros.nodes.pick_place import PIPELINE, Composed
+from sage_ros.nodes.pick_place import PIPELINE, Composed, share_process
 from sage_ros.nodes.supervision import Bringup
 from sage_ros.paths import share
 from sage_ros.sim.rollout import Judge, Outcome, rms_jerk
@@ -88,6 +88,7 @@ class RosStage:
     def __enter__(self) -> RosStage:
         os.environ.setdefault("ROS_DOMAIN_ID", str(os.getpid() % 101 + 1))  # away from a robot, and from other runs
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        share_process()
         with ExitStack() as stack:
             # The simulated robot is a process of its own, which must not outlive this one.
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
