@@ -27,6 +27,7 @@ from launch_ros.actions import LifecycleNode, Node, PushRosNamespace
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from sage_ros.paths import profiles_variable
 
 # In the order they come up: who decides first, who feeds the others last.
 PIPELINE = ["metabolic_manager", "safety_filter", "sage_policy", "trust_attention", "vision_irp"]
@@ -166,11 +167,10 @@ def generate_launch_description() -> LaunchDescription:
         )
     )
     in_one, large = LaunchConfiguration("composed"), IfCondition(LaunchConfiguration("large_images"))
-    profiles = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # as Kilted and Jazzy call it
     return LaunchDescription([
         *declared,
         OpaqueFunction(function=check_params_file),
-        *[SetEnvironmentVariable(name, str(folder / "fastdds.xml"), condition=large) for name in profiles],
+        SetEnvironmentVariable(profiles_variable(), str(folder / "fastdds.xml"), condition=large),
         GroupAction(
             [PushRosNamespace(LaunchConfiguration("namespace")), *Supervision().actions()],
             condition=UnlessCondition(in_one),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -38,3 +39,9 @@ def share(*parts: str) -> Path:
         if (place / "package.xml").is_file() and place.joinpath(*parts).exists():
             return place.joinpath(*parts)
     raise FileNotFoundError(f"{'/'.join(parts)} of sage_ros is in none of: {', '.join(map(str, places))}")
+
+
+def profiles_variable() -> str:
+    """The environment variable that names Fast DDS's profiles: Kilted (rclpy 9) warns of the one that Jazzy reads."""
+    kilted = int(version("rclpy").split(".")[0]) > 7
+    return "FASTDDS_DEFAULT_PROFILES_FILE" if kilted else "FASTRTPS_DEFAULT_PROFILES_FILE"

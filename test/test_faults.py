@@ -274,6 +274,8 @@ class Pipeline:
         # Beside other tests computing takes longer, and a pipeline that is out of energy rests
         parameters: dict[str, Any] = {"sim_robot:image_size": 64, "safety_filter:watchdog": 0.4}
         parameters["metabolic_manager:capacity"] = 1e6
+        # A camera that shows nothing for half a second is a crisis, which somebody has to end: not what is tested here
+        parameters["metabolic_manager:crisis_after"] = 60.0
         for name, values in relays.items():
             parameters |= {f"{name}:{key}": value for key, value in values.items()}
         remappings = ["sim_robot:image_raw:=camera", "sim_robot:joint_states:=encoders", "sage_policy:action:=plan"]

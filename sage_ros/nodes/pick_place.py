@@ -26,10 +26,9 @@ from sage_ros.nodes.sage_policy import SagePolicy
 from sage_ros.nodes.supervision import BringupError, Supervisor
 from sage_ros.nodes.trust_attention import TrustAttentionNode
 from sage_ros.nodes.vision_irp import VisionIrp
-from sage_ros.paths import checkpoint_path, share
+from sage_ros.paths import checkpoint_path, profiles_variable, share
 
 SOURCES = {"replay": "replayer", "sim": "sim_robot", "camera": ""}
-PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # as Kilted and Jazzy call it
 STANDSTILL = 5.0  # s that a process may stand still before it is killed, to be started again
 
 
@@ -119,8 +118,7 @@ def parameters(options: argparse.Namespace) -> dict[str, object]:
 def share_process() -> None:
     """Have Fast DDS deliver between nodes of this process as between processes (config/fastdds_composed.xml says why),
     unless somebody has chosen a profile. Before ``rclpy.init``."""
-    if not any(name in os.environ for name in PROFILES):
-        os.environ.update(dict.fromkeys(PROFILES, str(share("config", "fastdds_composed.xml"))))
+    os.environ.setdefault(profiles_variable(), str(share("config", "fastdds_composed.xml")))
 
 
 class Composed:
@@ -208,7 +206,7 @@ def main(args: list[str] | None = None) -> int:
     options = parse(remove_ros_args(argv)[1:])
     try:
         if options.large_images:
-            os.environ.update(dict.fromkeys(PROFILES, str(share("config", "fastdds.xml"))))
+            os.environ[profiles_variable()] = str(share("config", "fastdds.xml"))
         share_process()
         params_file = options.params_file or str(share("config", "pick_place.yaml"))
         with ExitStack() as stack:
