@@ -217,8 +217,10 @@ def test_a_node_that_dies_is_brought_up_again_while_the_others_go_on(probe: Prob
 def test_a_node_that_stood_still_goes_on_where_it_was(probe: Probe, family: Family) -> None:
     family.start("first", "second")
     ear = probe.listen(TransitionEvent, "second/transition_event")
+    probe.until(lambda: probe.node.count_publishers("second/transition_event"), "its transitions to be told")
     with Supervised("first", "second") as supervised:
         probe.until(lambda: not supervised.supervisor.unheard, "both to be watched")
+        probe.until(lambda: ear and ear[-1].goal_state.label == "active", "the last transition of the bring-up")
         before = len(ear)
         family.signal("second", signal.SIGSTOP)
         probe.until(lambda: "second" in supervised.supervisor.missing, "its absence to be noticed", timeout=1.0)
