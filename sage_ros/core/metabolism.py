@@ -37,7 +37,7 @@ class Allowance:
 
 ALLOWANCES: Mapping[State, Allowance] = {
     State.WAKE: Allowance(vision_rate=40.0, policy_rate=40.0, refine_steps=0, learning=False, actuation=True),
-    State.FOCUS: Allowance(vision_rate=80.0, policy_rate=80.0, refine_steps=2, learning=False, actuation=True),
+    State.FOCUS: Allowance(vision_rate=80.0, policy_rate=80.0, refine_steps=0, learning=False, actuation=True),
     State.REST: Allowance(vision_rate=2.0, policy_rate=0.0, refine_steps=0, learning=False, actuation=False),
     State.DREAM: Allowance(vision_rate=0.5, policy_rate=0.0, refine_steps=0, learning=True, actuation=False),
     State.CRISIS: Allowance(vision_rate=5.0, policy_rate=0.0, refine_steps=0, learning=False, actuation=False),
