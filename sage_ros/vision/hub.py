@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
+from torch import nn
 
-from sage_ros.vision.encoder import EncoderError
+from sage_ros.vision.encoder import EncoderError, hash_weights, pick_device
+from sage_ros.vision.runtime import EXACT, Runtime
+from sage_ros.vision.tower import Tower
 
 PREPROCESSING = "preprocessor_config.json"
 DOWNLOAD = "download it where there is a network (`hf download NAME --local-dir FOLDER`) and give the folder"
@@ -23,6 +26,30 @@ class Family:
     title: str
     model: str
     statistics: Statistics  # mean and standard deviation of pixels in [0, 1], where the model's folder names none
+
+
+class HubTower(Tower):
+    """An encoder of such a model, by its ``family``: square patches of a square picture."""
+
+    family: ClassVar[Family]
+    patches: ClassVar[type[nn.Module]]  # of the model: pixels (B, 3, S, S) -> its patch tokens (B, N, F)
+    width: ClassVar[str]  # what the model's configuration calls F
+
+    def __init__(
+        self, model: Any, statistics: Statistics | None = None, device: str = "cpu", runtime: Runtime = EXACT
+    ) -> None:
+        """``model``: transformers' class of the family; ``statistics`` of its pixels (None: the family's)."""
+        self.model, vision, statistics = model, model.config, statistics or self.family.statistics
+        side = vision.image_size // vision.patch_size
+        sha256, features = hash_weights(model.state_dict(), statistics), getattr(vision, self.width)
+        super().__init__(self.family.title.lower(), self.patches(model), vision.image_size, (side, side), features,
+                         *statistics, sha256, pick_device(device), runtime)  # fmt: skip
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu", runtime: Runtime = EXACT) -> Self:
+        """As :func:`load_tower`."""
+        pick_device(device)  # before the work of loading
+        return cls(*load_tower(cls.family, source), device, runtime)
 
 
 def load_tower(family: Family, source: str | Path) -> tuple[Any, Statistics]:
