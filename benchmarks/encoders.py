@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from sage_ros.policy.manifest import EncoderReference
 from sage_ros.policy.student import Student, StudentPolicy
 from sage_ros.training.cloning import CloningConfig, clone
-from sage_ros.training.openloop import Demonstration, open_loop_error
+from sage_ros.training.openloop import Demonstration, blinded, open_loop_error
 from sage_ros.training.probes import format_metrics, measure, milliseconds, psnr
 from sage_ros.training.recipes import FEW, recipe, student_for
 from sage_ros.training.tokens import load_demonstrations
@@ -179,10 +179,6 @@ def grasp_error(policy: ChunkPolicy, demonstration: Demonstration) -> float:
         chunk = policy.infer(demonstration.observation(row)).positions[: len(goal)]
         errors.append(np.square(chunk - goal).mean())
     return float(np.mean(errors))
-
-
-def blinded(demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
-    return [replace(d, tokens=np.zeros_like(d.tokens)) for d in demonstrations]
 
 
 def sight(steps: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ from sage_ros.training.calibration import clone_calibrated
 from sage_ros.training.card import model_card
 from sage_ros.training.cloning import Cloned, clone
 from sage_ros.training.engine import PRECISIONS, Engine, default_memory
-from sage_ros.training.openloop import STEPS, Demonstration, compare, format_table, length_name, no_worse
+from sage_ros.training.openloop import STEPS, Demonstration, blinded, compare, format_table, length_name, no_worse
 from sage_ros.training.recipes import ENOUGH, add_training_options, chosen, student_for
 from sage_ros.training.resume import INDEX, Unfinished, unfinished_folder
 from sage_ros.training.settings import CloningConfig
@@ -143,10 +143,10 @@ def distil(
     best, chosen = min(runs, key=lambda run: run[1]["validation_error"]) if validation else runs[0]
     other = None
     if blind:
-        dark = [[replace(d, tokens=np.zeros_like(d.tokens)) for d in part] for part in (train, validation)]
         other = clone(
-            dark[0], dark[1], student, replace(config, seed=chosen["seed"]), engine, progress, unfinished, "blind"
-        )
+            blinded(train), blinded(validation), student, replace(config, seed=chosen["seed"]), engine, progress,
+            unfinished, "blind",
+        )  # fmt: skip
     if not engine.main:
         return best, {}
     policy = StudentPolicy(best.student, best.normalization, train[0].rate)

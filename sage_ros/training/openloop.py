@@ -85,6 +85,11 @@ def fit_layout(demonstration: Demonstration, state: JointLayout, action: JointLa
     )
 
 
+def blinded(demonstrations: Sequence[Demonstration]) -> list[Demonstration]:
+    """The same, as one sees them who sees nothing."""
+    return [replace(d, tokens=np.zeros_like(d.tokens)) for d in demonstrations]
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A policy's chunks on one episode, asked for every ``every`` rows from row 0 on."""
