@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from folds import left_out
 from harness import arguments, conclude
 
 from sage_ros.core.irp import Budget
 from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.paths import ENCODER, dataset_path
 from sage_ros.policy.student import StudentPolicy
-from sage_ros.training import evaluate
 from sage_ros.training.cloning import clone
 from sage_ros.training.crossval import make_folds
 from sage_ros.training.openloop import EVERY
@@ -131,21 +131,16 @@ def train_act(options: argparse.Namespace, plan: dict[str, Any], python: str) ->
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
     """Errors by subset and length of both, and the seconds that a student's training took."""
-    report, start = options.out / "errors.json", time.perf_counter()
-    students = options.out / "student"
+    students, start = options.out / "student", time.perf_counter()
     before = len(list(students.glob("*.npz")))
-    command = ["--leave-one-out", "--out", str(students), "--json", str(report), "--beside", f"ACT={options.out}"]
-    command += ["--validation", "0", "--seeds", *map(str, options.seeds), "--jobs", str(options.jobs)]
-    command += [*(["--dataset", options.dataset] if options.dataset else []),
+    command = ["--beside", f"ACT={options.out}", "--validation", "0", "--seeds", *map(str, options.seeds)]
+    command += ["--jobs", str(options.jobs), *(["--dataset", options.dataset] if options.dataset else []),
                 *(["--episodes", *map(str, options.episodes)] if options.episodes else []),
                 *(["--groups", *options.groups] if options.groups else [])]  # fmt: skip
-    if evaluate.main(command):
-        sys.exit("the student could not be evaluated")
+    found = left_out(command, students)
     trained = len(list(students.glob("*.npz"))) - before
     seconds = (time.perf_counter() - start) / trained if trained else float("nan")
-    found = json.loads(report.read_text())
-    return {f"{subset}_{length}".replace(" ", "_"): {name: row["mse"] for name, row in by_policy.items()}
-            for subset, lengths in found["scores"].items() for length, by_policy in lengths.items()}, seconds
+    return {key: {name: entry["mse"] for name, entry in row.items()} for key, row in found.items()}, seconds
 
 
 def turns(options: argparse.Namespace, python: str) -> tuple[list[float], list[float], int, int]:

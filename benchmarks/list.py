@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import RESULTS
 
-HELPERS = {"harness", "list", "act_policy"}
+HELPERS = {"harness", "list", "folds", "act_policy"}
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ the package's   distils anew with the shipped student's split, one student per s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from folds import left_out
 from harness import Bar, arguments, conclude
 
 from sage_ros.episodes.dataset import EpisodeDataset
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="keep its trainings here")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (%(default)s)")
     options = parser.parse_args()
-    figures, bars = left_out(options) if options.dataset else package(options)
+    figures, bars = other(options) if options.dataset else package(options)
     conclude("student_left_out" if options.dataset else "student", figures, bars, options.record)
     return 0
 
@@ -81,30 +81,26 @@ def package(options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Ba
     return figures, bars
 
 
-def left_out(options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Bar]]:
+def other(options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Bar]]:
     """Students of another data set, one of whose episodes each has not seen."""
+    command = ["--dataset", options.dataset, "--seeds", *map(str, options.seeds), "--groups", *options.groups]
+    command += ["--jobs", str(options.jobs)]
     with tempfile.TemporaryDirectory() as scratch:
-        out, report = options.out or Path(scratch, "folds"), Path(scratch, "errors.json")
-        command = ["--dataset", options.dataset, "--leave-one-out", "--out", str(out), "--json", str(report)]
-        command += ["--seeds", *map(str, options.seeds), "--groups", *options.groups, "--jobs", str(options.jobs)]
-        if evaluate.main(command):
-            sys.exit("the folds could not be evaluated")
-        found = json.loads(report.read_text())["scores"]
+        found = left_out(command, options.out or Path(scratch))
     figures: dict[str, float] = {}
     bars: dict[str, Bar] = {}
-    for subset, lengths in found.items():
-        for length, row in lengths.items():
-            name, student = f"{subset} {length}".replace(" ", "_"), row.pop(evaluate.STUDENT)
-            seeds = np.mean(student["mse_by_seed_and_episode"], axis=1)
-            baseline, least = min(((key, entry["mse"]) for key, entry in row.items()), key=lambda pair: pair[1])
-            print(f"{name}: the best baseline is {baseline}")
-            figures |= {name: student["mse"], f"{name}_best_seed": float(seeds.min()),
-                        f"{name}_worst_seed": float(seeds.max()), f"{name}_best_baseline": least,
-                        f"{name}_over_best_baseline": student["mse"] / least}  # fmt: skip
-            if "calibration" in student:
-                figures[f"{name}_covered"] = student["calibration"][f"covered_{COVERED:.0%}"]
-                bars[f"{name}_covered"] = (">=", 0.85)  # and at most 0.95
-            bars[f"{name}_over_best_baseline"] = ("<=", 1.0)
+    for name, row in found.items():
+        student = row.pop(evaluate.STUDENT)
+        seeds = np.mean(student["mse_by_seed_and_episode"], axis=1)
+        baseline, least = min(((key, entry["mse"]) for key, entry in row.items()), key=lambda pair: pair[1])
+        print(f"{name}: the best baseline is {baseline}")
+        figures |= {name: student["mse"], f"{name}_best_seed": float(seeds.min()),
+                    f"{name}_worst_seed": float(seeds.max()), f"{name}_best_baseline": least,
+                    f"{name}_over_best_baseline": student["mse"] / least}  # fmt: skip
+        if "calibration" in student:
+            figures[f"{name}_covered"] = student["calibration"][f"covered_{COVERED:.0%}"]
+            bars[f"{name}_covered"] = (">=", 0.85)  # and at most 0.95
+        bars[f"{name}_over_best_baseline"] = ("<=", 1.0)
     return figures, bars | {name: bar for name, bar in BARS.items() if name in figures}
 
 
