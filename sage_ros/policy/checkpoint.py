@@ -31,8 +31,8 @@ from sage_ros.core.joints import JointLayout
 from sage_ros.core.trust import Calibration
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import (
-    FORMAT,
     INSIDE,
+    READABLE,
     RETRAIN,
     CheckpointError,
     Manifest,
@@ -188,7 +188,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise CheckpointError(f"{folder} exists and is not empty: choose another folder, or pass --overwrite")
     try:
-        known = json.loads((folder / "config.json").read_text("utf-8"))["format"] == FORMAT
+        known = json.loads((folder / "config.json").read_text("utf-8"))["format"] in READABLE
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -250,6 +250,11 @@ def _calibration(path: Path, student: StudentConfig) -> Calibration:
         calibration = Calibration.from_arrays(safetensors.numpy.load_file(path))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
+    checks = calibration.checks
+    if checks is not None and (checks.expectation.joints.shape[1], len(checks.expectation.measured)) != (
+        student.state_dim, student.action_dim
+    ):
+        raise CheckpointError(f"{path}: its checks are for other joints than the student's: {RETRAIN}")
     if calibration.variance.shape != (student.tokens, student.features):
         raise CheckpointError(
             f"{path}: is for tokens {calibration.variance.shape}, but the student's are "

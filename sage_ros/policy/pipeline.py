@@ -61,14 +61,15 @@ class Pipeline:
         """A frame (H, W, 3) uint8 RGB and the joints (A,) of the same moment."""
         self.filter.joints(stamp, self._names, state, stamp, stamp / SECOND)
         tokens = self.encoder.refine(frame, Budget(0)).state
-        attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND)
-        self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
         self._states.add(stamp, state)
         past = recall(self._commands, self._states, stamp, self._began, self.policy.rate,
                       (len(self._names), len(state)), (2 * SECOND, SECOND // 10))  # fmt: skip
-        chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task, past))
-        sure = float(np.float32(chunk.confidence * consistency(stamp, chunk, self._previous)))  # as it travels
+        attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND, state, past.commands)
+        self._stamp = stamp
+        chunk = self.policy.infer(Observation(attention.tokens, state if attention.state is None else attention.state, command, self._task, past))
+        sure = chunk.confidence * consistency(stamp, chunk, self._previous) * attention.confidence
+        sure = float(np.float32(sure))  # as it travels
         self._previous = (stamp, chunk)
         self._pending.append((stamp + self.latency, stamp, chunk.positions, sure))
         self._deliver(stamp)
