@@ -4,12 +4,13 @@ from setuptools import find_packages, setup
 
 NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "recorder",
          "sim_robot"]
-NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "rollout"]
+NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "corrupt", "rollout"]
 TOOLS = {
     "episodes": "sage_ros.episodes.cli",
     "record_expert": "sage_ros.sim.record",
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
+    "calibrate": "sage_ros.training.calibrate",
     "evaluate": "sage_ros.training.evaluate",
     "label": "sage_ros.teacher.label",
     "serve": "sage_ros.teacher.serve",

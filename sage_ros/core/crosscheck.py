@@ -100,6 +100,7 @@ class CrossCheck:
         """Forget the stream, and trust everybody."""
         self.values = np.full(len(STATISTICS), np.nan)
         self.surprise = dict.fromkeys(SOURCES, 0.0)
+        self.beyond: tuple[str, ...] = ()  # statistics above their limits in the last frame
         self._sums = [Sustained(drift, limit) for _, drift, limit in self.checks.limits]
         self._reputations = {name: Reputation() for name in SOURCES}
         self._adaptive = [AdaptiveLimit() for _ in STATISTICS]
@@ -111,6 +112,11 @@ class CrossCheck:
         self._followed: np.ndarray | None = None
         self._components = self._scene
 
+    def resume(self) -> None:
+        """After a pause that nobody is to blame for: what was before it is not compared with."""
+        self._past.clear()
+        self._intervals.clear()
+
     @property
     def trust(self) -> dict[str, float]:
         return {name: reputation.trust for name, reputation in self._reputations.items()}
@@ -120,9 +126,10 @@ class CrossCheck:
         the frame before it."""
         e = self.checks.expectation
         self.values[:] = np.nan
-        self._intervals.append(elapsed)
-        usual = max(min((i for i in self._intervals if i > 0), default=elapsed), 0.5 / self.rate)
-        self.values[5] = max(elapsed / usual - 1.0, 0.0) if elapsed > 0 else 0.0
+        usual = max(min(self._intervals, default=elapsed), 0.5 / self.rate)  # a camera's rate need not be that of rows
+        self.values[5] = max(elapsed / usual - 1.0, 0.0)
+        if elapsed > 0:
+            self._intervals.append(elapsed)
         self._state, self._followed, self._lifted = state, None, None
         if state is None:
             return
@@ -154,6 +161,7 @@ class CrossCheck:
             worst = max(ratio, self._sums[index].add(ratio))
             surprises[index] = worst / (1.0 + worst)
             self._adaptive[index].add(worst > 1.0)
+        self.beyond = tuple(name for name, s in zip(STATISTICS, surprises, strict=True) if s > threshold)
         appearance, texture, frozen, view, commands, rhythm = surprises
         blamed = commands > threshold  # the camera cannot be judged by joints that are wrong
         camera = max(texture, frozen, *(() if blamed else (appearance, view)))

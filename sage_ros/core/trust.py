@@ -137,6 +137,11 @@ class TrustAttention:
         self._for = np.full(n, 1.0 / (1.0 - self.config.forgetting))
         self._against = np.zeros(n)
 
+    @property
+    def why(self) -> str:
+        """Which statistics of the sources are beyond their limits; empty: none."""
+        return ", ".join(self._check.beyond) if self._check is not None else ""
+
     def update(
         self,
         tokens: np.ndarray,
@@ -158,6 +163,8 @@ class TrustAttention:
             raise ValueError("tokens are not finite")
         check = self._check if config.cross_check else None
         if check is not None:
+            if elapsed > config.gap:
+                check.resume()
             check.look(tokens, state, commands, elapsed)
             check.judge(config.threshold, config.forgetting, config.adaptive)
         if not self._begun or elapsed > config.gap:
@@ -200,10 +207,10 @@ class TrustAttention:
         if self._check is not None and self.config.cross_check:
             sources, surprises = self._check.trust, dict(self._check.surprise)
             state = self._check.attended_joints()
-        weights = self.calibration.relevance * trust * min(sources.values())
+        weights = (self.calibration.relevance * trust * min(sources.values())).astype(np.float32)
         return Attention(
             tokens=tokens,
-            weights=weights.astype(np.float32),
+            weights=weights,
             trust=trust.astype(np.float32),
             surprise=surprise.astype(np.float32),
             confidence=float(weights.sum()),

@@ -18,6 +18,7 @@ import yaml
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from sage_ros.nodes.corrupt import Corrupt
 from sage_ros.nodes.lifecycle import PARENT, SageNode, Spinner, StopRequest
 from sage_ros.nodes.metabolic_manager import MetabolicManager
 from sage_ros.nodes.replayer import Replayer
@@ -47,7 +48,7 @@ PIPELINE: dict[str, Callable[[], SageNode]] = {
     "vision_irp": VisionIrp,
 }
 NODES = PIPELINE | {"replayer": Replayer}
-ALL = NODES | {"sim_robot": sim_robot}
+ALL = NODES | {"corrupt": Corrupt, "sim_robot": sim_robot}
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -226,8 +227,10 @@ def _ros_args(options: argparse.Namespace, params_files: list[str]) -> list[str]
     for path in params_files:
         ros_args += ["--params-file", path]
     ros_args += ["-r", f"__ns:=/{options.namespace.strip('/')}"] if options.namespace else []
-    # What the robot was last told is, in a replay, what the demonstrator told it: to the policy, and to nobody else.
-    ros_args += ["-r", "sage_policy:last_command:=demo/action"] if options.source == "replay" else []
+    # What the robot was last told is, in a replay, what the demonstrator told it: to those who plan and judge, not to others.
+    if options.source == "replay":
+        for name in ("sage_policy", "trust_attention"):
+            ros_args += ["-r", f"{name}:last_command:=demo/action"]
     return ros_args
 
 

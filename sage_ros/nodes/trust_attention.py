@@ -7,43 +7,62 @@ from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Header
 
+from sage_ros.core.history import recall
+from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import option
+from sage_ros.core.timing import SECOND, StampBuffer
 from sage_ros.core.trust import Attention, TrustAttention, TrustConfig
-from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
-from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds
+from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.messages import MessageError, joint_message, map_from, map_message, nanoseconds, positions_from
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
 
 
 @dataclass(frozen=True)
 class TrustNodeConfig(TrustConfig):
+    joint_tolerance: float = option(0.1, "oldest joint state that may go with a frame (s)", low=0.001, high=10.0)
     checkpoint: str = option("", "student checkpoint that holds the calibration; empty: the one in the package")
 
 
 class TrustAttentionNode(SageNode):
-    """vision/tokens -> attention/tokens (N, F), and maps in the grid's shape: attention/weights, trust, surprise."""
+    """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, the joints as far as
+    they are trusted; and maps in the grid's shape: attention/weights, trust, surprise.
+
+    Joints and commands go with a frame by stamp (see ``StampBuffer``); where they are missing or unusable, the frame
+    is judged without them. What the sources are trusted, and why not, is in ``/diagnostics``.
+    """
 
     Config = TrustNodeConfig
     config: TrustNodeConfig
-    live = frozenset({"threshold", "forgetting", "adopt_after", "gap"})
+    live = frozenset({"threshold", "forgetting", "adopt_after", "gap", "cross_check", "adaptive", "joint_tolerance"})
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__("trust_attention", **kwargs)
         self._latest: Attention | None = None
         self._last_stamp: int | None = None
+        self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
+        self._commands: StampBuffer[np.ndarray] = StampBuffer(512)
         self._messages: dict[str, Image] = {}  # by topic, to be filled anew
 
     def setup(self) -> None:
         checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint))
-        self._grid = checkpoint.grid
+        self._grid, self._rate = checkpoint.grid, checkpoint.rate
+        self._state_joints, self._action_joints = checkpoint.state_joints, checkpoint.action_joints
         self._filter = TrustAttention(checkpoint.calibration, self.config)
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
+        self._attended = self.publish_on(JointState, "attention/joint_states", RELIABLE)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
+        if checkpoint.calibration.checks is None:
+            self.get_logger().warning(f"{checkpoint.folder} has no checks of camera, joints and commands against each "
+                                      "other: a frozen camera and biased joints go unseen; `calibrate` makes them")  # fmt: skip
+            return
+        self.listen(JointState, "joint_states", self._on_joints)
+        self.listen(JointState, "last_command", self._on_command)
 
     def changed(self) -> None:
         self._filter.config = self.config
@@ -53,7 +72,23 @@ class TrustAttentionNode(SageNode):
 
     def clear(self) -> None:
         self._last_stamp, self._latest = None, None
+        self._joints.clear()
+        self._commands.clear()
         self._filter.reset()
+
+    def _on_joints(self, message: JointState) -> None:
+        self._keep(self._joints, self._state_joints, message)
+
+    def _on_command(self, message: JointState) -> None:
+        self._keep(self._commands, self._action_joints, message)
+
+    def _keep(self, buffer: StampBuffer[np.ndarray], layout: JointLayout, message: JointState) -> None:
+        try:
+            positions = positions_from(message)[layout.order_from(message.name)]
+        except (MessageError, JointError) as problem:
+            self.counts["joints_refused"] += 1
+            return self.complain(problem)
+        buffer.add(nanoseconds(message.header.stamp), positions)
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
@@ -64,16 +99,29 @@ class TrustAttentionNode(SageNode):
             return
         try:
             with self.watch.span():
-                self._latest = attention = self._filter.update(map_from(message), elapsed)
+                self._latest = attention = self._filter.update(map_from(message), elapsed, *self._known(stamp))
         except (MessageError, ValueError) as problem:
             self.counts["refused"] += 1
             return self.complain(problem)
         self._last_stamp = stamp
+        # Before the tokens, which the policy answers with what it has by then
+        self._publish("attention/weights", attention.weights.reshape(self._grid), message.header)
+        if attention.state is not None:
+            self._attended.publish(joint_message(self._state_joints.names, attention.state, message.header))
         self._publish("attention/tokens", attention.tokens, message.header)
         self._publish("surprise", attention.surprise.reshape(self._grid), message.header)
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
-        self._publish("attention/weights", attention.weights.reshape(self._grid), message.header)
         self.counts["frames_out"] += 1
+
+    def _known(self, stamp: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Joints (S,) and commands (DELAYS, A) that go with a frame, as far as anybody knows."""
+        tolerance = int(self.config.joint_tolerance * SECOND)
+        state = self._joints.at(stamp, tolerance)
+        if state is None:
+            return None, None
+        began, widths = stamp - SECOND, (len(self._action_joints), len(state))
+        past = recall(self._commands, self._joints, stamp, began, self._rate, widths, (SECOND // 5, tolerance))
+        return state, past.commands
 
     def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:
         publisher = self._outputs[topic]
@@ -86,8 +134,12 @@ class TrustAttentionNode(SageNode):
             return DiagnosticStatus.OK, "no tokens yet", {}
         a = self._latest
         figures: dict[str, object] = {"confidence": f"{a.confidence:.3f}", "surprise_max": f"{a.surprise.max():.3f}"}
+        figures |= {f"trust_{name}": f"{trust:.3f}" for name, trust in a.sources.items()}
+        figures |= {f"surprise_{name}": f"{surprise:.3f}" for name, surprise in a.surprises.items()}
         level = DiagnosticStatus.WARN if a.confidence < 0.5 else DiagnosticStatus.OK
         line = f"confidence {a.confidence:.2f}, {(a.trust < 0.5).sum()} of {a.trust.size} tokens distrusted"
+        if doubted := [name for name, trust in a.sources.items() if trust < 0.5]:
+            line += f"; not trusted: {', '.join(doubted)} ({self._filter.why})"
         return level, line, figures
 
 
