@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SPREADS = 2.0  # robust standard deviations of an episode's worst (its logarithm) above the median
+SPREADS = 2.5  # robust standard deviations of an episode's worst (its logarithm) above the median
 SPIKE = 2.0  # what one frame adds to a sum, at most
 FADE = 0.6  # of a sum that is left after a frame without evidence
 

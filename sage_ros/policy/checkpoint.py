@@ -181,6 +181,19 @@ def save_checkpoint(
     return folder
 
 
+def save_calibration(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    """Replace a checkpoint's calibration, on disk; the student and all else stay as they are."""
+    path = checkpoint.folder / "calibration.safetensors"
+    part = path.with_name(f".{path.name}.partial")
+    arrays = {name: np.ascontiguousarray(array) for name, array in calibration.arrays().items()}
+    safetensors.numpy.save_file(arrays, part)
+    manifest = replace(checkpoint.manifest, files=dict(checkpoint.manifest.files) | {path.name: file_sha256(part)})
+    config = checkpoint.folder / ".config.json.partial"
+    manifest.write(config)
+    part.replace(path)
+    config.replace(checkpoint.folder / "config.json")
+
+
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raises CheckpointError unless a checkpoint may be written to ``folder``; only checkpoints are overwritten."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

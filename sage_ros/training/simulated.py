@@ -17,17 +17,16 @@ FIRST_SEED = 1000  # of the world; the package's data set begins at 0, a rollout
 
 
 def simulate(
-    count: int, encoder: str, source: str, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True,
-    region_scale: float = 1.0,
+    count: int, encoder: str, source: str, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True
 ) -> list[Demonstration]:
     """``count`` attempts of the expert from world seed ``seed`` on, less those that failed; ``index`` is the seed.
 
     Token maps are of the encoder named ``encoder`` with the weights at ``source``. ``jobs`` processes share the work;
-    what comes out does not depend on them. ``region_scale`` widens where things lie. Raises as :func:`~sage_ros.vision.encoder.load_encoder` and the world do.
+    what comes out does not depend on them. Raises as :func:`~sage_ros.vision.encoder.load_encoder` and the world do.
     """
     load_encoder(encoder, source)  # what is missing shows here rather than in a worker
     context = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL and threads
-    with context.Pool(jobs, _Worker.start, (encoder, source, region_scale)) as pool:
+    with context.Pool(jobs, _Worker.start, (encoder, source)) as pool:
         made = pool.imap(_Worker.work, range(seed, seed + count), chunksize=4)
         bar = tqdm(made, desc="simulate", total=count, unit="episode", disable=not progress)
         return [demonstration for demonstration in bar if demonstration is not None]
@@ -40,9 +39,9 @@ class _Worker:
     encoder: Encoder
 
     @classmethod
-    def start(cls, encoder: str, source: str, region_scale: float) -> None:
+    def start(cls, encoder: str, source: str) -> None:
         torch.set_num_threads(1)
-        cls.world, cls.encoder = PickPlaceWorld(region_scale=region_scale), load_encoder(encoder, source)
+        cls.world, cls.encoder = PickPlaceWorld(), load_encoder(encoder, source)
 
     @classmethod
     def work(cls, seed: int) -> Demonstration | None:
