@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "recorder",
          "sim_robot"]
-NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "rollout"]
+NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "corrupt", "rollout"]
 TOOLS = {
     "episodes": "sage_ros.episodes.cli",
     "record_expert": "sage_ros.sim.record",

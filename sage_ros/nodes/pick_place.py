@@ -18,6 +18,7 @@ import yaml
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from sage_ros.nodes.corrupt import Corrupt
 from sage_ros.nodes.lifecycle import PARENT, SageNode, Spinner, StopRequest
 from sage_ros.nodes.metabolic_manager import MetabolicManager
 from sage_ros.nodes.replayer import Replayer
@@ -47,7 +48,7 @@ PIPELINE: dict[str, Callable[[], SageNode]] = {
     "vision_irp": VisionIrp,
 }
 NODES = PIPELINE | {"replayer": Replayer}
-ALL = NODES | {"sim_robot": sim_robot}
+ALL = NODES | {"corrupt": Corrupt, "sim_robot": sim_robot}
 
 
 def parse(args: list[str]) -> argparse.Namespace:
