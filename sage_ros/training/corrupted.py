@@ -14,12 +14,13 @@ from sage_ros.core.trust import TrustAttention
 from sage_ros.corruption import KINDS, Corruption, CorruptionConfig, parse_corruption
 from sage_ros.episodes.dataset import Episode
 from sage_ros.policy.checkpoint import Checkpoint
-from sage_ros.training.openloop import Demonstration, demonstration, fit_layout, predict_chunks
+from sage_ros.training.openloop import Demonstration, demonstration, fit_layout
 from sage_ros.training.tokens import encode_frames
 from sage_ros.vision.encoder import Encoder
 
 BLIND = "blind"
 SEEDS = 3  # of each corruption on each episode
+PHASES = 4  # chunks are asked for so many times as often as GR00T does, as a fault begins at any moment between two
 EVERYTHING = "all"  # instead of a kind: every kind; without a severity at all five
 
 
@@ -55,12 +56,12 @@ def corruption_costs(
     """The cost of each corruption by its name; first that of none ("clean"), last that of a student that always sees
     the training episodes' mean ("blind").
 
-    Of every episode those rows count whose chunk was asked for after the fault's begin, which all ``corruptions`` must
-    share. The commands that the student remembers are the demonstrator's. An episode's own number is part of the seed.
-    Raises ValueError if an episode ends before the fault begins, or its first frame is lost.
+    The error is the mean over chunks of ``every`` rows, asked for from the first frame of the fault on, whose begin all
+    ``corruptions`` must share. The commands that the student remembers are the demonstrator's. An episode's own number
+    is part of the seed. Raises ValueError if an episode ends before the fault begins, or its first frame is lost.
     """
     (begin,) = {config.begin for config in corruptions}
-    rows = math.ceil(begin * checkpoint.rate / every - 1e-9) * every  # that do not count
+    rows = math.ceil(begin * checkpoint.rate - 1e-9)  # before it
     if short := [str(episode.index) for episode in episodes if len(episode) <= rows]:
         raise ValueError(f"the fault begins at {begin:g} s, after the end of episode {', '.join(short)}")
     clean = CorruptionConfig(begin=begin)
@@ -115,8 +116,13 @@ def spoiled_demonstrations(
 
 
 def _error(checkpoint: Checkpoint, shown: Demonstration, every: int, begin: int) -> float:
-    predicted = predict_chunks(checkpoint.policy, shown, every=every).positions
-    return float(np.mean((predicted - shown.action[: len(predicted)])[begin:] ** 2))
+    checkpoint.policy.reset()
+    squared = []
+    for row in range(begin, len(shown), max(1, every // PHASES)):
+        goal = shown.action[row : row + every]
+        chunk = checkpoint.policy.infer(shown.observation(row))
+        squared.append((chunk.positions[: len(goal)] - goal) ** 2)
+    return float(np.concatenate(squared).mean())
 
 
 def format_costs(costs: Mapping[str, Cost]) -> str:
