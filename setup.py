@@ -11,6 +11,7 @@ TOOLS = {
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
     "evaluate": "sage_ros.training.evaluate",
+    "dream": "sage_ros.training.dream",
     "label": "sage_ros.teacher.label",
     "serve": "sage_ros.teacher.serve",
 }

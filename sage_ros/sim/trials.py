@@ -36,6 +36,7 @@ class Trial:
     latency: float = 0.0  # s added between a frame and its chunk
     region_scale: float = 1.0
     longest: float = LONGEST  # s
+    look: str = "plain"
 
     def __post_init__(self) -> None:
         if self.pilot not in PILOTS:
@@ -69,14 +70,15 @@ class Stages:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._worlds: dict[float, PickPlaceWorld] = {}
+        self._worlds: dict[tuple[float, str], PickPlaceWorld] = {}
         self._pilots: dict[Trial, Pilot] = {}
 
     def run(self, task: Task) -> Outcome:
         trial, seed, film = task
-        world = self._worlds.get(trial.region_scale)
+        kind = trial.region_scale, trial.look
+        world = self._worlds.get(kind)
         if world is None:
-            world = self._worlds[trial.region_scale] = PickPlaceWorld(region_scale=trial.region_scale)
+            world = self._worlds[kind] = PickPlaceWorld(region_scale=trial.region_scale, look=trial.look)
         if trial not in self._pilots:
             self._pilots[trial] = make_pilot(trial, world)
         frames: list[np.ndarray] | None = None if film is None else []
