@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         register(patch.setitem)
         sizes = ["--width", "32", "--queries", "2", "--recipe", "many", "--history", "8", "--trunk", "64"]
-        how = ["--validation", "2", "--steps", "300", "--batch-size", "32", "--lr", "3e-3", "--device", "cpu", "--threads", "1"]
+        how = ["--validation", "2", "--steps", "300", "--batch-size", "32", "--lr", "3e-3", "--device", "cpu"]
         assert distil.main(["--dataset", str(folder / "originals"), "--out", str(folder / "student"), "--encoder",
                             "pooled", "--encoder-source", "anywhere", *sizes, *how]) == 0  # fmt: skip
     return folder
