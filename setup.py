@@ -3,7 +3,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "recorder",
-         "sim_robot"]
+         "sim_robot", "dreamer"]
 NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "rollout"]
 TOOLS = {
     "episodes": "sage_ros.episodes.cli",
