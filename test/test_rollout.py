@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_ros.corruption import CorruptionConfig
 from sage_ros.nodes.rollout import Way, chosen_ways, evaluate, filter_bounds, main, parse, settings
+from sage_ros.nodes.rollout_stage import RosStage
 from sage_ros.paths import CHECKPOINT
 from sage_ros.sim.results import EPISODES, Ledger, LedgerError, summary, summary_text, table, wilson
 from sage_ros.sim.rollout import Joins, Judge, rms_jerk
@@ -140,6 +142,21 @@ def test_outcomes_do_not_depend_on_jobs_nor_on_what_was_played_before(trial: Tri
         assert np.array_equal(one.path, two.path) and np.array_equal(one.path, three.path)
 
 
+def test_the_student_sees_what_a_corruption_makes_by_the_worlds_seed(trial: Trial) -> None:
+    short = replace(trial, longest=1.0)
+    with Stages() as stages:
+        clean, late, noisy, again, other = (
+            stages.run((replace(short, corruption=config), SEED, None)).path
+            for config in (CorruptionConfig(), CorruptionConfig("noise", 5, begin=2.0),
+                           CorruptionConfig("noise", 5, 0, 0.5), CorruptionConfig("noise", 5, 1, 0.5),
+                           CorruptionConfig("biased_joints", 2, begin=0.5))
+        )  # fmt: skip
+    assert np.array_equal(clean, late), "it had not begun yet"
+    assert np.array_equal(noisy, again), "the seed is the world's"
+    for path in (noisy, other):
+        assert np.array_equal(path[:11], clean[:11]) and not np.array_equal(path, clean)
+
+
 # Going on
 
 
@@ -195,6 +212,7 @@ def test_settings_tell_checkpoints_apart_by_content_not_by_place(tmp_path: Path)
         (["--pipeline", "both", "--jobs", "2"], "--jobs is for --pipeline core"),
         (["--real-time"], "needs --pipeline ros"),
         (["--videos", "1"], "needs --out"),
+        (["--corrupt", "blur", "--pilot", "hold"], "hold sees nothing"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -208,6 +226,10 @@ def test_what_does_not_go_together_is_refused(
 def test_bad_numbers_and_missing_checkpoints_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--latency", "9"]) == 2
     assert "latency is 9.0 s" in capsys.readouterr().err
+    assert main(["--corrupt", "fog"]) == 2
+    assert "there is no kind 'fog'" in capsys.readouterr().err
+    assert main(["--corrupt", "frame_drop", "--fault-at", "0"]) == 2
+    assert "let the fault begin later" in capsys.readouterr().err
     assert main(["--checkpoint", "/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
 
@@ -222,3 +244,16 @@ def test_the_nodes_in_lock_step_move_the_arm_as_the_core_does(trial: Trial) -> N
         assert ros["apart"] < 1e-6, "both pipelines are the same code on the same numbers"
         assert (core["success"], core["failure"], core["holds"]) == (ros["success"], ros["failure"], ros["holds"])
         assert ros["jerk"] == pytest.approx(core["jerk"], rel=0.05)
+
+
+def test_a_corruption_and_no_trust_are_the_same_through_the_nodes(trial: Trial) -> None:
+    noisy = replace(trial, longest=1.0, corruption=CorruptionConfig("noise", 3, begin=0.3), trust=False)
+    found = evaluate([Way("core", noisy), Way("ros", noisy, ros=True)], [SEED, SEED + 1], progress=False)
+    assert [record["apart"] for record in found["ros"]] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_lost_frames_do_not_stop_the_lock_step(trial: Trial) -> None:
+    lossy = replace(trial, longest=1.0, corruption=CorruptionConfig("frame_drop", 4, begin=0.3))
+    with RosStage(lossy) as stage:
+        outcome = stage.run(SEED)
+    assert len(outcome.path) >= 20 and outcome.failure == "never lifted the cube", "it went on to the end"

@@ -77,6 +77,21 @@ class Calibration:
         return cls(momentum, variance, limit, relevance, rate)
 
 
+def narrowed(weights: np.ndarray, breadth: float) -> np.ndarray:
+    """Attention on the fewest tokens that hold at least the share ``breadth`` of all ``weights`` (any shape, >= 0).
+
+    Their sum, the confidence, stays what it is: where the robot looks does not change how sure it is.
+    """
+    total = weights.sum()
+    if breadth >= 1.0 or total <= 0.0:
+        return weights
+    order = np.argsort(weights, axis=None)[::-1]
+    kept = order[: int(np.searchsorted(np.cumsum(weights.flat[order]), breadth * total)) + 1]
+    narrow = np.zeros_like(weights)
+    narrow.flat[kept] = weights.flat[kept]
+    return narrow * (total / narrow.sum())
+
+
 @dataclass(frozen=True)
 class TrustConfig:
     threshold: float = option(0.5, "surprise above this counts against a token", low=0.01, high=0.99)

@@ -18,6 +18,7 @@ from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from sage_ros.core.options import check, option
+from sage_ros.core.pace import Pace
 from sage_ros.core.parents import PARENT
 from sage_ros.nodes.lifecycle import SageNode, Status, run
 from sage_ros.paths import checkpoint_path
@@ -95,9 +96,9 @@ class Dreamer(SageNode):
 
     # Dreaming
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
+    def _on_metabolism(self, pace: Pace) -> None:
         self._heard = time.monotonic()
-        self._allowed = values["learning"] == "True" and values["actuation"] == "False"
+        self._allowed = pace.learning and not pace.actuation
         if not self._allowed:
             self._wake()
             self._dreamt = False  # there may be new sessions the next time

@@ -28,6 +28,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.task import Future
 
+from sage_ros.core.pace import Pace
 from sage_ros.core.parents import follow_parent
 from sage_ros.core.timing import Stopwatch
 from sage_ros.nodes.liveliness import announce
@@ -67,6 +68,8 @@ class SageNode(LifecycleNode):
         self.counts: Counter[str] = Counter()  # frames in, out, skipped and why
         self.watch = Stopwatch()  # the node's own computing, without ROS
         self.config: Any = None
+        self.pace = Pace()  # as the metabolic state asks, for a node that listens to it
+        self._whiles: list[tuple[Callable[[Pace], bool], Callable[[], Any], list[Any]]] = []
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._alive = announce(self)
@@ -124,6 +127,25 @@ class SageNode(LifecycleNode):
         self._entities.append((self.destroy_subscription, subscription))
         return subscription
 
+    def listen_while(self, wanted: Callable[[Pace], bool], *args: Any, **kwargs: Any) -> list[Any]:
+        """:meth:`listen` to a stream only while the metabolic state wants it: otherwise it is not even received.
+
+        Returns a list with the subscription of the moment, or without any.
+        """
+        stream: list[Any] = []
+        self._whiles.append((wanted, lambda: self.listen(*args, **kwargs), stream))
+        self._follow_pace()
+        return stream
+
+    def _follow_pace(self) -> None:
+        for wanted, listen, stream in self._whiles:
+            if wanted(self.pace) and not stream:
+                stream.append(listen())
+            elif not wanted(self.pace) and stream:
+                subscription = stream.pop()
+                self._entities.remove((self.destroy_subscription, subscription))
+                self.destroy_subscription(subscription)
+
     def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
         """A timer that runs while the node is active."""
         timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
@@ -172,12 +194,17 @@ class SageNode(LifecycleNode):
         infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
         return sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos if i.node_name != UNKNOWN)
 
-    def listen_to_metabolism(self, callback: Callable[[dict[str, str]], None]) -> None:
-        """Call back with the metabolic state's values, such as ``vision_rate``, and its name as ``state``."""
+    def listen_to_metabolism(self, callback: Callable[[Pace], None]) -> None:
+        """Follow the metabolic state: ``self.pace``, and the streams of :meth:`listen_while`. Calls back with each."""
 
         def unpack(message: DiagnosticArray) -> None:
             status = message.status[0]
-            callback({"state": status.message} | values_of(status))
+            try:
+                self.pace = Pace.of(status.message, values_of(status))
+            except ValueError as problem:
+                return self.complain(f"{problem}: not followed")
+            self._follow_pace()
+            callback(self.pace)
 
         self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)
 
@@ -234,6 +261,8 @@ class SageNode(LifecycleNode):
         while self._entities:
             destroy, entity = self._entities.pop()
             destroy(entity)
+        self._whiles.clear()
+        self.pace = Pace()
         self.counts.clear()
 
     def _autostart(self) -> None:

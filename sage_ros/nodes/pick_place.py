@@ -19,6 +19,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from sage_ros.core.parents import PARENT
+from sage_ros.nodes.corrupt import Corrupt
 from sage_ros.nodes.dreamer import Dreamer
 from sage_ros.nodes.lifecycle import SageNode, Spinner, StopRequest
 from sage_ros.nodes.metabolic_manager import MetabolicManager
@@ -51,7 +52,7 @@ PIPELINE: dict[str, Callable[[], SageNode]] = {
     "vision_irp": VisionIrp,
 }
 NODES = PIPELINE | {"replayer": Replayer}
-ALL = NODES | {"sim_robot": sim_robot, "dreamer": Dreamer}
+ALL = NODES | {"corrupt": Corrupt, "sim_robot": sim_robot, "dreamer": Dreamer}
 
 
 def parse(args: list[str]) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sage_ros.core.execution import STRATEGIES, ExecutionConfig
 from sage_ros.core.limits import Bounds
+from sage_ros.corruption import KINDS, CorruptionConfig, parse_corruption
 from sage_ros.episodes.video import encode
 from sage_ros.nodes.rollout_stage import RosStage
 from sage_ros.nodes.safety_filter import FilterConfig
@@ -25,6 +26,7 @@ from sage_ros.sim.rollout import LONGEST, Outcome
 from sage_ros.sim.trials import PILOTS, Trial, run_trials
 from sage_ros.sim.world import RATE
 
+FAULT_AT = 1.0  # s: by then the pipeline knows what is ordinary
 UNSEEN = 100_000  # world seeds from here on are neither demonstrated nor trained on
 EPILOG = """\
 Each episode resets the world to the next seed, from --seed on: cube, plate and arm start elsewhere. It succeeds once
@@ -43,6 +45,7 @@ examples:
   rollout --compare --jobs 2                             beside the expert, holding still, and open-loop chunks
   rollout --pipeline ros --latency 0.15 --out /tmp/late  through ROS, each action 150 ms late; run again to go on
   rollout --pipeline both --episodes 2                   do both pipelines agree?
+  rollout --corrupt occlusion:4 --without-trust          a covered camera from second 1 on (docs/corruption.md)
   rollout --region-scale 1.5 --videos 5 --out /tmp/wide  places that training has not seen, with films
 """
 
@@ -163,6 +166,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--latency", type=float, default=0.0, metavar="S", help="added to each action, in s (default %(default)s)")
     add("--region-scale", type=float, default=1.0, metavar="FACTOR",
         help="widens (up to 2) or narrows where cube and plate may lie (default %(default)s)")
+    add("--corrupt", default="", metavar="KIND[:SEVERITY]",
+        help="what goes wrong with camera or joints, severity 1 to 5 (default 3), by the world's seed; the kinds: "
+             + ", ".join(KINDS))
+    add("--fault-at", type=float, default=FAULT_AT, metavar="S", help="from when on, in s (default %(default)s)")
+    add("--without-trust", action="store_true", help="the student gets its tokens past trust-attention")
     add("--longest", type=float, default=LONGEST, metavar="S",
         help="simulated time after which an episode has failed, in s (default %(default)s)")
     add("--pipeline", choices=("core", "ros", "both"), default="core",
@@ -182,6 +190,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--jobs is for --pipeline core: the nodes of one pipeline are threads already")
     if options.real_time and options.pipeline != "ros":
         parser.error("--real-time needs --pipeline ros: in real time no two runs are the same")
+    if options.pilot != "student" and (options.corrupt or options.without_trust):
+        parser.error(f"--corrupt and --without-trust are for the student: {options.pilot} sees nothing")
     if options.compare and options.pilot != "student":
         parser.error("--compare includes every pilot: leave --pilot out")
     if options.videos and options.out is None:
@@ -195,6 +205,8 @@ def chosen_ways(options: argparse.Namespace) -> list[Way]:
         options.pilot, filter_bounds(), ExecutionConfig(strategy=options.strategy),
         str(Path(options.checkpoint).expanduser().resolve()) if options.checkpoint else "",
         options.latency, options.region_scale, options.longest,
+        parse_corruption(options.corrupt, begin=options.fault_at) if options.corrupt else CorruptionConfig(),
+        not options.without_trust,
     )  # fmt: skip
     if options.compare:
         return compared(trial)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -31,6 +32,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.safety import Mode
 from sage_ros.core.timing import SECOND
+from sage_ros.corruption import NONE, Corruption
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner, values_of
 from sage_ros.nodes.messages import nanoseconds, rgb_from, to_stamp
 from sage_ros.nodes.pick_place import PIPELINE, Composed, share_process
@@ -49,6 +51,7 @@ PATIENT = 60.0  # s of wall time: in lock-step a slow computer must not be taken
 FIRST = 20.0  # s of wall time for the first action of an episode
 STALLED = 6.0  # s of wall time without a frame
 TRIES = 5
+ANY_FRAME = np.zeros((1, 1, 3), np.uint8)
 
 
 class Phase(Enum):
@@ -69,7 +72,7 @@ class RosStage:
     In lock-step this node stands between the pipeline and the robot: it hands on what the robot waits for (the action
     for a frame, the command of a tick), and so lets simulated time stand while the pipeline is made anew and enabled.
     An episode's first command is the pose in which the arm stands. With ``real_time`` the robot is connected as ever.
-    An added latency delays all that sage_policy says.
+    An added latency delays all that sage_policy says; a corruption is the node corrupt between robot and pipeline.
     """
 
     def __init__(self, trial: Trial, real_time: bool = False, parameters: Mapping[str, Any] | None = None) -> None:
@@ -82,6 +85,7 @@ class RosStage:
         self._latest = 0  # stamp of the newest frame, ns; 0: none yet
         self._pose: array.array[float] = array.array("d")
         self._film: list[np.ndarray] | None = None
+        self._names = [*PIPELINE, *([] if trial.corruption.kind == NONE else ["corrupt"]), "sim_robot"]
         self._stack = ExitStack()
         self._forget()
 
@@ -107,10 +111,9 @@ class RosStage:
             self._connect()
             spinner = Spinner(self._node)
             stack.callback(spinner.stop)
-            names = [*PIPELINE, "sim_robot"]
-            self._nodes = Composed(names, args)
+            self._nodes = Composed(self._names, args)
             stack.callback(self._nodes.close)
-            self._bringup = stack.enter_context(Bringup(names, check=self._nodes.check))
+            self._bringup = stack.enter_context(Bringup(self._names, check=self._nodes.check))
             self._bringup.up()
             self._await(lambda: self._latest and self._filter_state.service_is_ready(), "the first frame", FIRST)
             if not self.real_time:
@@ -129,6 +132,7 @@ class RosStage:
             own[name]["checkpoint"] = t.checkpoint
         own["safety_filter"] |= vars(t.execution)
         own["sim_robot"] = {"region_scale": t.region_scale, "control_rate": RATE}
+        own["corrupt"] = {"use_sim_time": lock_step, **vars(t.corruption)}
         if lock_step:  # in which wall time means nothing, neither to watchdogs nor to the energy left
             own["safety_filter"] |= {"watchdog": PATIENT, "joint_timeout": PATIENT}
             own["metabolic_manager"] |= {"override": "WAKE", "capacity": 1e6}
@@ -140,14 +144,27 @@ class RosStage:
     def _remappings(self) -> list[str]:
         delayed = [f"sage_policy:{topic}:=rollout/{topic}" for topic in ("action", "confidence")]
         robot = ["sim_robot:action:=rollout/answer", "sim_robot:joint_command:=rollout/joint_command"]
-        return (delayed if self.trial.latency else []) + ([] if self.real_time else robot)
+        spoiled = [f"sim_robot:{topic}:=clean/{topic}" for topic in ("image_raw", "joint_states")]
+        trusting = [
+            "sage_policy:attention/tokens:=vision/tokens",
+            "metabolic_manager:attention/weights:=rollout/unheard",
+        ]
+        remappings = (delayed if self.trial.latency else []) + ([] if self.real_time else robot)
+        return remappings + (spoiled if self._corrupts else []) + ([] if self.trial.trust else trusting)
+
+    @property
+    def _corrupts(self) -> bool:
+        return "corrupt" in self._names
 
     def _connect(self) -> None:
-        node, latency = self._node, bool(self.trial.latency)
-        self._chain = {node.resolve_topic_name(topic) for topic in (*CHAIN, "rollout/action" if latency else "action")}
+        node, latency, clean = self._node, bool(self.trial.latency), "clean/" if self._corrupts else ""
+        chain = [topic for topic in CHAIN if self.trial.trust or topic != "attention/tokens"]
+        self._chain = {node.resolve_topic_name(topic) for topic in (*chain, "rollout/action" if latency else "action")}
         self._clients = {kind: node.create_client(kind, f"sim_robot/{name}") for kind, name in ROBOT_SERVICES.items()}
         self._filter_state = node.create_client(GetState, "safety_filter/get_state")
-        node.create_subscription(JointState, "joint_states", self._on_joints, RELIABLE)
+        if self._corrupts:
+            self._corrupt = node.create_client(SetParameters, "corrupt/set_parameters")
+        node.create_subscription(JointState, f"{clean}joint_states", self._on_joints, RELIABLE)
         node.create_subscription(DiagnosticArray, "sim_robot/episode", self._on_episode, LATCHED)
         node.create_subscription(DiagnosticArray, "safety_filter/state", self._on_state, LATCHED)
         node.create_subscription(Float64MultiArray, "joint_command", self._on_command, RELIABLE)
@@ -161,7 +178,7 @@ class RosStage:
         if not self.real_time:
             self._answers = node.create_publisher(JointTrajectory, "rollout/answer", RELIABLE)
             self._commands_out = node.create_publisher(Float64MultiArray, "rollout/joint_command", RELIABLE)
-        node.create_subscription(Image, "image_raw", self._on_image, STREAM)
+        node.create_subscription(Image, f"{clean}image_raw", self._on_image, STREAM)
 
     # One episode, in the caller's thread
 
@@ -187,13 +204,14 @@ class RosStage:
             self._bringup.change(name, Transition.TRANSITION_CLEANUP)
         # In lock-step simulated time stands still, and the episode's first frame will be the first they see.
         if not self.real_time:
-            self._bring_back()
+            self._bring_back(seed)
         with self._changed:
             self._forget()
             self._wanted, self._film = seed, film
+            self._spoil = Corruption(replace(self.trial.corruption, seed=seed))
         self._reset(seed)
         if self.real_time:
-            self._bring_back()
+            self._bring_back(seed)
         else:
             self._await(lambda: self._acted == self._start, f"the action for the first frame of seed {seed}", FIRST)
             if self._strays:
@@ -210,19 +228,18 @@ class RosStage:
             self._await(lambda: self._acted == self._latest, "the last action", FIRST)
         return self._outcome(seed)
 
-    def _bring_back(self) -> None:
+    def _bring_back(self, seed: int) -> None:
         for change in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             for name in FORGETFUL:
                 self._bringup.change(name, change)
         if not self.real_time:  # in which a frame that nobody hears yet is one of many
             self._await(lambda: self._nodes.met(self._chain), "the nodes to find each other", FIRST)
+        if self._corrupts:  # which begins anew with the seed
+            self._set_seed(self._corrupt, "corrupt", seed)
 
     def _reset(self, seed: int) -> None:
         """Ask for the seed and the reset, which comes with the next frame, and wait for that frame."""
-        parameters = SetParameters.Request(parameters=[Parameter("seed", value=seed).to_parameter_msg()])
-        answer = self._wait_for(self._ask(SetParameters, parameters), "sim_robot")
-        if not answer.results[0].successful:
-            raise StageError(f"sim_robot does not take the seed: {answer.results[0].reason}")
+        self._set_seed(self._clients[SetParameters], "sim_robot", seed)
         reset = self._ask(Trigger, Trigger.Request())
         if not self.real_time:
             # Who answers requests one by one has heard the reset before this one.
@@ -261,6 +278,14 @@ class RosStage:
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float("nan")
 
     # Waiting
+
+    def _set_seed(self, client: Any, name: str, seed: int) -> None:
+        request = SetParameters.Request(parameters=[Parameter("seed", value=seed).to_parameter_msg()])
+        if not client.wait_for_service(FIRST):
+            raise StageError(f"no service {name}/set_parameters")
+        answer = self._wait_for(client.call_async(request), name)
+        if not answer.results[0].successful:
+            raise StageError(f"{name} does not take the seed: {answer.results[0].reason}")
 
     def _ask(self, kind: type, request: Any) -> Any:
         if not self._clients[kind].wait_for_service(FIRST):
@@ -315,7 +340,9 @@ class RosStage:
                 else:
                     self._strays += 1
                     self._answer(stamp)
-            elif self._phase is Phase.RUNNING:
+            if self._lost(stamp):
+                self._acted = stamp  # there is nothing to wait for
+            if self._phase is Phase.RUNNING:
                 self._frames.append(stamp)
                 self._arrivals.append(time.monotonic())
                 cube = np.array([float(values[f"object_{axis}"]) for axis in "xyz"])
@@ -324,6 +351,11 @@ class RosStage:
                     self._phase = Phase.OVER
                 self._go_on()
             self._changed.notify_all()
+
+    def _lost(self, stamp: int) -> bool:
+        """Whether the frame of an episode in lock-step will not reach the pipeline."""
+        dropping = self._phase in (Phase.BEGUN, Phase.RUNNING) and self.trial.corruption.kind == "frame_drop"
+        return dropping and not self.real_time and self._spoil.frame(stamp, ANY_FRAME) is None
 
     def _on_image(self, message: Image) -> None:
         with self._changed:

@@ -19,11 +19,13 @@ from std_msgs.msg import Float32, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from sage_ros.core.allowance import State
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.execution import ExecutionConfig
 from sage_ros.core.gate import GateConfig, Refusal
 from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
 from sage_ros.core.options import option
+from sage_ros.core.pace import Pace
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
 from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness
@@ -51,6 +53,8 @@ class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
     max_velocity: float = option(2.0, "greatest speed of any joint (rad/s)", low=0.001, high=100.0)
     max_acceleration: float = option(12.0, "greatest acceleration (rad/s^2)", low=0.01, high=1e4)
     max_jerk: float = option(200.0, "greatest jerk (rad/s^3)", low=0.1, high=1e6)
+    rest_rate: float = option(10.0, "set points per second while the robot stands still in REST or DREAM (Hz)",
+                              low=1.0, high=200.0)  # fmt: skip
 
     def __post_init__(self) -> None:
         SafetyConfig.__post_init__(self)
@@ -82,7 +86,7 @@ class SafetyFilterNode(SageNode):
     def __init__(self, **kwargs: object) -> None:
         self._description = ""
         super().__init__("safety_filter", **kwargs)
-        self._told: tuple[Mode, str] | None = None
+        self._told: tuple[Mode, str, bool] | None = None
         self._liveliness: Liveliness | None = None
         # Latched, and perhaps published long before this node is configured
         self.create_subscription(String, "robot_description", self._on_description, LATCHED)
@@ -104,6 +108,7 @@ class SafetyFilterNode(SageNode):
         self._last_message = joint_message(self._joints, np.zeros(len(self._joints)), Header())
         self._told = None
         self._next_ahead = 0.0  # steady: when a hold is told again
+        self._ticks = 0  # that were left out, at rest
         self.listen(JointTrajectory, "action", self._on_action)
         self.listen(JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
@@ -189,9 +194,12 @@ class SafetyFilterNode(SageNode):
     def _on_confidence(self, message: Float32) -> None:
         self._filter.confide(message.data)
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        allowed = values["actuation"] == "True"
-        self._filter.forbid("metabolism", "" if allowed else f"{values['state']}: {values.get('reason', '')}")
+    def _on_metabolism(self, pace: Pace) -> None:
+        why = "" if pace.actuation else f"{pace.state}: {pace.reason}"
+        self._filter.forbid("metabolism", why)
+        if pace.state == State.CRISIS and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
+            self._filter.disable(why)
+            self.get_logger().error(f"{why}: the robot holds; after metabolic_manager/reset it has to be enabled again")
 
     def _on_liveliness(self, name: str, alive: bool) -> None:
         if name == OPERATOR:
@@ -222,6 +230,8 @@ class SafetyFilterNode(SageNode):
     # Output
 
     def _tick(self) -> None:
+        if self._dozes():
+            return
         now, steady = self._now()
         with self.watch.span():
             set_point = self._filter.tick(now, steady)
@@ -232,8 +242,21 @@ class SafetyFilterNode(SageNode):
             elif steady >= self._next_ahead:  # no chunk may come to do it
                 self._next_ahead = steady + 1.0 / self._row_rate
                 self._send_ahead(now)
-        if (self._filter.mode, self._filter.reason) != self._told:
+        if self._condition != self._told:
             self._tell()
+
+    def _dozes(self) -> bool:
+        """Whether this tick may be left out: nothing moves, and nothing may."""
+        if self.pace.state not in (State.REST, State.DREAM) or self._filter.moving or self._told != self._condition:
+            return False
+        self._ticks += 1
+        return self._ticks % max(1, round(self.config.control_rate / self.config.rest_rate)) != 0
+
+    @property
+    def _condition(self) -> tuple[Mode, str, bool]:
+        """Mode, reason, and whether the robot is at rest and stays so."""
+        mode = self._filter.mode
+        return mode, self._filter.reason, mode is not Mode.RUNNING and not self._filter.moving
 
     def _send(self, set_point: np.ndarray) -> None:
         values = array.array("d", set_point.tobytes())
@@ -265,8 +288,8 @@ class SafetyFilterNode(SageNode):
                 self._filter.stop(f"{topic} has {names.total()} publishers: {listed}")
 
     def _tell(self) -> None:
-        mode, reason = self._told = (self._filter.mode, self._filter.reason)
-        self._states.publish(self.report("state", LEVELS[mode], mode.value, {"reason": reason}))
+        mode, reason, at_rest = self._told = self._condition
+        self._states.publish(self.report("state", LEVELS[mode], mode.value, {"reason": reason, "at_rest": at_rest}))
 
     def _now(self) -> tuple[int, float]:
         return self.get_clock().now().nanoseconds, time.monotonic()
@@ -279,6 +302,8 @@ class SafetyFilterNode(SageNode):
             response.success, response.message = True, "disabled: the robot holds"
         elif not self.active:
             response.message = "the node is not active: bring it up first"
+        elif self.pace.state == State.CRISIS:
+            response.message = f"CRISIS: {self.pace.reason}: call metabolic_manager/reset first"
         elif self.config.require_description and not (self._description or self.config.robot_description):
             response.message = "no robot_description yet, and require_description is set"
         else:

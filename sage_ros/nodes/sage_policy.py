@@ -17,6 +17,7 @@ from sage_ros.core.execution import DOUBT, consistency
 from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
+from sage_ros.core.pace import Pace
 from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
@@ -71,9 +72,12 @@ class SagePolicy(SageNode):
         self.get_logger().info(f"plans for {len(self._action_joints)} joints: {names}")
         self._actions = self.publish_on(JointTrajectory, "action", RELIABLE)
         self._confidence = self.publish_on(Float32, "confidence", RELIABLE)
-        self.listen(Image, "attention/tokens", self._on_tokens, STREAM)
-        self.listen(JointState, "joint_states", self._on_joints)
-        self.listen(JointState, "last_command", self._on_command)
+        for kind, topic, callback, qos in (
+            (Image, "attention/tokens", self._on_tokens, STREAM),
+            (JointState, "joint_states", self._on_joints, RELIABLE),
+            (JointState, "last_command", self._on_command, RELIABLE),
+        ):
+            self.listen_while(lambda pace: pace.plans, kind, topic, callback, qos)
         self.listen(String, "task", self._on_task, LATCHED, always=True)
         self.listen_to_metabolism(self._on_metabolism)
 
@@ -94,8 +98,8 @@ class SagePolicy(SageNode):
 
     # Input
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        self._limit.rate = float(values["policy_rate"])
+    def _on_metabolism(self, pace: Pace) -> None:
+        self._limit.rate = pace.policy_rate
 
     def _on_task(self, message: String) -> None:
         if message.data != self._task:

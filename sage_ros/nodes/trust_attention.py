@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from std_msgs.msg import Float32, Header
 
 from sage_ros.core.options import option
-from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig
+from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds
@@ -24,7 +24,9 @@ class TrustNodeConfig(TrustConfig):
 
 
 class TrustAttentionNode(SageNode):
-    """vision/tokens -> attention/tokens (N, F), and maps in the grid's shape: attention/weights, trust, surprise."""
+    """vision/tokens -> attention/tokens (N, F), attention/confidence, and maps in the grid's shape: attention/weights
+    (as broad as the metabolic state allows), trust, surprise.
+    """
 
     Config = TrustNodeConfig
     config: TrustNodeConfig
@@ -44,7 +46,9 @@ class TrustAttentionNode(SageNode):
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
+        self._confidence = self.publish_on(Float32, "attention/confidence")
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
+        self.listen_to_metabolism(lambda pace: None)
 
     def _take(self, checkpoint: Checkpoint) -> None:
         """Attend to frames with this one's calibration from the next on; see HotSwap."""
@@ -80,7 +84,9 @@ class TrustAttentionNode(SageNode):
         self._publish("attention/tokens", attention.tokens, message.header)
         self._publish("surprise", attention.surprise.reshape(self._grid), message.header)
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
-        self._publish("attention/weights", attention.weights.reshape(self._grid), message.header)
+        weights = narrowed(attention.weights, self.pace.breadth)
+        self._publish("attention/weights", weights.reshape(self._grid), message.header)
+        self._confidence.publish(Float32(data=attention.confidence))
         self.counts["frames_out"] += 1
 
     def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:

@@ -34,11 +34,13 @@ class Pipeline:
         execution: ExecutionConfig | None = None,
         safety: SafetyConfig | None = None,
         latency: float = 0.0,
+        trust: bool = True,
     ) -> None:
+        """Without ``trust`` the policy gets the tokens as they are seen."""
         self.policy, self.encoder, self.latency = checkpoint.policy, encoder, round(latency * SECOND)
         self.filter = SafetyFilter(limits, rate, safety, execution)
         self._names = list(limits.names)
-        self._trust = TrustAttention(checkpoint.calibration)
+        self._trust = TrustAttention(checkpoint.calibration) if trust else None
         self._times = [row / checkpoint.rate for row in range(1, checkpoint.horizon + 1)]
 
     def reset(self, task: str, state: np.ndarray, now: int) -> None:
@@ -47,7 +49,8 @@ class Pipeline:
         self._states: StampBuffer[np.ndarray] = StampBuffer(256)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(256)
         self._pending: deque[tuple[int, int, np.ndarray, float]] = deque()  # until they arrive
-        self._trust.reset()
+        if self._trust is not None:
+            self._trust.reset()
         self.policy.reset()
         self._previous: tuple[int, ActionChunk] | None = None
         self.filter.disable()
@@ -57,17 +60,22 @@ class Pipeline:
         if why_not := self.filter.enable(now / SECOND):
             raise RuntimeError(why_not)
 
+    def feel(self, stamp: int, state: np.ndarray) -> None:
+        """The joints (A,) of a moment without a frame."""
+        self.filter.joints(stamp, self._names, state, stamp, stamp / SECOND)
+        self._states.add(stamp, state)
+
     def see(self, stamp: int, frame: np.ndarray, state: np.ndarray) -> None:
         """A frame (H, W, 3) uint8 RGB and the joints (A,) of the same moment."""
-        self.filter.joints(stamp, self._names, state, stamp, stamp / SECOND)
+        self.feel(stamp, state)
         tokens = self.encoder.refine(frame, Budget(0)).state
-        attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND)
+        if self._trust is not None:
+            tokens = self._trust.update(tokens, (stamp - self._stamp) / SECOND).tokens
         self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
-        self._states.add(stamp, state)
         past = recall(self._commands, self._states, stamp, self._began, self.policy.rate,
                       (len(self._names), len(state)), (2 * SECOND, SECOND // 10))  # fmt: skip
-        chunk = self.policy.infer(Observation(attention.tokens, state, command, self._task, past))
+        chunk = self.policy.infer(Observation(tokens, state, command, self._task, past))
         sure = float(np.float32(chunk.confidence * consistency(stamp, chunk, self._previous)))  # as it travels
         self._previous = (stamp, chunk)
         self._pending.append((stamp + self.latency, stamp, chunk.positions, sure))

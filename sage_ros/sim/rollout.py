@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from sage_ros.core.timing import SECOND
+from sage_ros.corruption import Corruption, CorruptionConfig
 from sage_ros.policy.pipeline import Pipeline
 from sage_ros.sim.expert import Expert
 from sage_ros.sim.world import TASK, PickPlaceWorld
@@ -54,14 +55,16 @@ class StudentPilot:
     """The student, with everything that stands around it.
 
     As an operator does it, the filter is enabled once the first frame's joints are known: set points begin with the
-    tick after it, and the arm stands until then.
+    tick after it, and the arm stands until then. What it sees and feels goes through ``corruption``, whose chance is
+    the episode's: the world's seed counts.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, corruption: CorruptionConfig | None = None) -> None:
+        self.pipeline, self.corruption = pipeline, corruption or CorruptionConfig()
 
     def reset(self, world: PickPlaceWorld, seed: int, now: int) -> None:
         self._world, self.enabled = world, False
+        self._spoil = Corruption(replace(self.corruption, seed=seed))
         self.pipeline.reset(TASK, world.state, now)
         self.pipeline.filter.disable()
 
@@ -69,7 +72,11 @@ class StudentPilot:
         return self.pipeline.tick(now) if self.enabled else self._world.command
 
     def see(self, now: int) -> None:
-        self.pipeline.see(now, self._world.render(), self._world.state)
+        frame, state = self._spoil.frame(now, self._world.render()), self._spoil.joints(now, self._world.state)
+        if frame is None:
+            self.pipeline.feel(now, state)
+        else:
+            self.pipeline.see(now, frame, state)
         if not self.enabled:
             self.pipeline.filter.enable(now / SECOND)
             self.enabled = True

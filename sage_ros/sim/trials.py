@@ -12,6 +12,7 @@ import torch
 
 from sage_ros.core.execution import ExecutionConfig
 from sage_ros.core.limits import Bounds, JointLimits, resolve_limits
+from sage_ros.corruption import CorruptionConfig
 from sage_ros.episodes.video import encode
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
@@ -37,6 +38,8 @@ class Trial:
     region_scale: float = 1.0
     longest: float = LONGEST  # s
     look: str = "plain"
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # its seed is the world's
+    trust: bool = True  # whether the student sees through trust-attention
 
     def __post_init__(self) -> None:
         if self.pilot not in PILOTS:
@@ -45,6 +48,8 @@ class Trial:
             raise ValueError(f"latency is {self.latency} s; it must be from 0 to 5")
         if not 0.1 <= self.longest <= 3600.0:
             raise ValueError(f"longest is {self.longest} s; it must be from 0.1 to 3600")
+        if self.corruption.kind == "frame_drop" and self.corruption.begin < 1.0 / RATE:
+            raise ValueError("the first frame may not be lost, as it starts the robot: let the fault begin later")
 
 
 Task = tuple[Trial, int, Path | None]  # the seed, and where its film goes
@@ -104,8 +109,10 @@ def make_pilot(trial: Trial, world: PickPlaceWorld) -> Pilot:
     checkpoint = load_checkpoint(checkpoint_path(trial.checkpoint))
     limits = simulated_limits(checkpoint.folder, checkpoint.manifest, world, trial.bounds)
     encoder = checkpoint.load_encoder()
-    pipeline = Pipeline(checkpoint, encoder, limits, execution=trial.execution, latency=trial.latency)
-    return StudentPilot(pipeline)
+    pipeline = Pipeline(
+        checkpoint, encoder, limits, execution=trial.execution, latency=trial.latency, trust=trial.trust
+    )
+    return StudentPilot(pipeline, trial.corruption)
 
 
 def simulated_limits(folder: Path, manifest: Manifest, world: PickPlaceWorld, bounds: Bounds) -> JointLimits:
