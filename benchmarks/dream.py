@@ -111,7 +111,11 @@ def made(path: Path, count: int, seed: int, look: str, jobs: int) -> list[Demons
         os.replace(path.with_suffix(".part"), path)
     arrays, joints = load_file(path), PickPlaceWorld.joint_layout
     seeds = sorted({int(key.split(".")[0]) for key in arrays})
-    return [Demonstration(s, TASK, RATE, *(arrays[f"{s}.{name}"] for name in ARRAYS), joints, joints) for s in seeds]
+    found = []
+    for number in seeds:
+        state, action, tokens = (arrays[f"{number}.{name}"] for name in ARRAYS)
+        found.append(Demonstration(number, TASK, RATE, state, action, tokens, joints, joints))
+    return found
 
 
 def find_originals(work: Path, options: Any) -> Originals:

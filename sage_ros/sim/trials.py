@@ -37,9 +37,9 @@ class Trial:
     latency: float = 0.0  # s added between a frame and its chunk
     region_scale: float = 1.0
     longest: float = LONGEST  # s
-    look: str = "plain"
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # its seed is the world's
     trust: bool = True  # whether the student sees through trust-attention
+    look: str = "plain"  # of the world, one of sim.scene.LOOKS
 
     def __post_init__(self) -> None:
         if self.pilot not in PILOTS:
