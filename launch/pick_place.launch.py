@@ -117,7 +117,7 @@ class Supervision:
             name: {"use_sim_time": value("use_sim_time", bool)} for name in PIPELINE
         }
         for name in PIPELINE[1:]:
-            own[name]["checkpoint"] = ParameterValue(LaunchConfiguration("used_checkpoint"), value_type=str)
+            own[name]["checkpoint"] = value("used_checkpoint")
         own["dreamer"] = {"use_sim_time": value("use_sim_time", bool), "champions": value("champions"),
                           "checkpoint": value("checkpoint"), "sessions": value("sessions")}  # fmt: skip
         # A source's clock is the wall, never its own /clock.
