@@ -132,6 +132,10 @@ class TrustAttention:
         self._for = np.full(n, 1.0 / (1.0 - self.config.forgetting))
         self._against = np.zeros(n)
 
+    def recalibrate(self, calibration: Calibration) -> None:
+        """Go on with another calibration of the same tokens, without forgetting the stream."""
+        self.calibration = self._attended.calibration = self._raw.calibration = calibration
+
     def update(self, tokens: np.ndarray, elapsed: float) -> Attention:
         """Attend to ``tokens`` (N, F), ``elapsed`` seconds after the frame before it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from rclpy.subscription import Subscription
 from rclpy.task import Future
 
 from sage_ros.core.pace import Pace
+from sage_ros.core.parents import follow_parent
 from sage_ros.core.timing import Stopwatch
 from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.parameters import declare, read
@@ -41,8 +41,6 @@ EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durabilit
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of a node that is only half discovered
-PARENT = "SAGE_ROS_PARENT"  # process id
-PR_SET_PDEATHSIG = 1
 
 Status = tuple[bytes, str, dict[str, object]]
 EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, LookupError)
@@ -386,11 +384,8 @@ class StopRequest(threading.Event):
         super().__init__()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self.set())
-        parent = os.environ.get(PARENT)
-        if parent and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != int(parent):  # it died before we asked
-                self.set()
+        if follow_parent(signal.SIGTERM):
+            self.set()
 
 
 def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> int:
