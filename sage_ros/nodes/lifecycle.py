@@ -28,6 +28,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.task import Future
+from rclpy.timer import Timer
 
 from sage_ros.core.pace import Pace
 from sage_ros.core.timing import Stopwatch
@@ -136,10 +137,11 @@ class SageNode(LifecycleNode):
         """
         stream: list[Any] = []
         self._whiles.append((wanted, lambda: self.listen(*args, **kwargs), stream))
-        self._follow_pace()
+        self.follow_pace()
         return stream
 
-    def _follow_pace(self) -> None:
+    def follow_pace(self) -> None:
+        """Take up the streams that are wanted by now, and drop the others."""
         for wanted, listen, stream in self._whiles:
             if wanted(self.pace) and not stream:
                 stream.append(listen())
@@ -148,16 +150,17 @@ class SageNode(LifecycleNode):
                 self._entities.remove((self.destroy_subscription, subscription))
                 self.destroy_subscription(subscription)
 
-    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
+    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> Timer:
         """A timer that runs while the node is active."""
         timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
         self._entities.append((self.destroy_timer, timer))
+        return timer
 
-    def in_step(self, period: float, callback: Callable[[], None]) -> None:
+    def in_step(self, period: float, callback: Callable[[], None]) -> Timer | None:
         """Call back each ``period`` (s) of the node's clock while the node is active.
 
         In simulated time by the clock's own messages: a timer that is late for one of them misses that moment for good,
-        and a world that waits for its answer would wait for ever.
+        and a world that waits for its answer would wait for ever. Returns the timer, where it is one.
         """
         if not self.get_parameter("use_sim_time").value:
             return self.every(period, callback, clock=self.steady)
@@ -173,6 +176,7 @@ class SageNode(LifecycleNode):
         step = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
         handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
         self._entities.append((lambda jumps: jumps.unregister(), handle))
+        return None
 
     def met(self, topics: Container[str]) -> bool:
         """Whether somebody is found at the other end of whatever it says and hears on ``topics`` (full names).
@@ -205,7 +209,7 @@ class SageNode(LifecycleNode):
                 self.pace = Pace.of(status.message, values_of(status))
             except ValueError as problem:
                 return self.complain(f"{problem}: not followed")
-            self._follow_pace()
+            self.follow_pace()
             callback(self.pace)
 
         self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)

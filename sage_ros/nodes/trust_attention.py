@@ -11,6 +11,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Header
 
 from sage_ros.core.options import option
+from sage_ros.core.timing import News
 from sage_ros.core.trust import Attention, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds
@@ -45,7 +46,7 @@ class TrustAttentionNode(SageNode):
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
-        self._confidence = self.publish_on(Float32, "attention/confidence")
+        self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         self.listen_to_metabolism(lambda pace: None)
 
@@ -78,7 +79,8 @@ class TrustAttentionNode(SageNode):
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
         weights = narrowed(attention.weights, self.pace.breadth)
         self._publish("attention/weights", weights.reshape(self._grid), message.header)
-        self._confidence.publish(Float32(data=attention.confidence))
+        if self._news.due(attention.confidence, stamp):
+            self._confidence.publish(Float32(data=attention.confidence))
         self.counts["frames_out"] += 1
 
     def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:
