@@ -11,6 +11,8 @@ TOOLS = {
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
     "evaluate": "sage_ros.training.evaluate",
+    "corruption_sheet": "sage_ros.corruption_sheet",
+    "dream": "sage_ros.training.dream",
     "label": "sage_ros.teacher.label",
     "serve": "sage_ros.teacher.serve",
 }

@@ -81,6 +81,7 @@ def test_every_parameter_in_the_file_exists_with_its_type():
 
 def test_colcon_installs_executables_launch_config_and_data(install, sourced):
     tools = ["pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae", "rollout", "run_task"]
+    tools += ["corruption_sheet", "dream"]
     for name in [*ALL, *tools]:
         assert os.access(install / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
     assert (install / "share/ament_index/resource_index/packages/sage_ros").is_file()
