@@ -14,6 +14,7 @@ from copy import copy
 from typing import Any, ClassVar
 
 import rclpy
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
@@ -30,8 +31,9 @@ from rclpy.subscription import Subscription
 from rclpy.task import Future
 from rclpy.timer import Timer
 
+from sage_ros.core.heard import Heard
 from sage_ros.core.pace import Pace
-from sage_ros.core.timing import Stopwatch
+from sage_ros.core.timing import SECOND, Stopwatch
 from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.parameters import declare, read
 
@@ -72,6 +74,7 @@ class SageNode(LifecycleNode):
         self.watch = Stopwatch()  # the node's own computing, without ROS
         self.config: Any = None
         self.pace = Pace()  # as the metabolic state asks, for a node that listens to it
+        self._heard: dict[str, tuple[Heard, Callable[[Pace], bool]]] = {}
         self._whiles: list[tuple[Callable[[Pace], bool], Callable[[], Any], list[Any]]] = []
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -139,6 +142,14 @@ class SageNode(LifecycleNode):
         self._whiles.append((wanted, lambda: self.listen(*args, **kwargs), stream))
         self.follow_pace()
         return stream
+
+    def hears(self, topic: str, wanted: Callable[[Pace], bool] = lambda pace: True) -> Callable[[Time], None]:
+        """Watch a topic: to be called with each message's stamp. Its rate and delay are told in diagnostics, with a
+        warning where nothing comes although the node is active and the state wants it.
+        """
+        heard = Heard()
+        self._heard[topic] = heard, wanted
+        return lambda stamp: heard.tick(stamp.sec * SECOND + stamp.nanosec, self.get_clock().now().nanoseconds)
 
     def follow_pace(self) -> None:
         """Take up the streams that are wanted by now, and drop the others."""
@@ -268,6 +279,7 @@ class SageNode(LifecycleNode):
             destroy, entity = self._entities.pop()
             destroy(entity)
         self._whiles.clear()
+        self._heard.clear()
         self.pace = Pace()
         self.counts.clear()
 
@@ -306,13 +318,19 @@ class SageNode(LifecycleNode):
             self.clear()
 
     def diagnose(self) -> None:
-        """Publish the node's status on /diagnostics (REP 107)."""
+        """Publish the node's status on /diagnostics (REP 107), and that of each topic it watches."""
         level, summary, figures = self.status()
         common = {"busy_s": f"{self.watch.total:.6f}", "pid": os.getpid(), **self.counts, **figures}
         if self.watch.spans:
             common |= {"own_ms_p50": f"{self.watch.milliseconds(0.5):.3f}"}
             common |= {"own_ms_p99": f"{self.watch.milliseconds(0.99):.3f}"}
-        self._diagnostics.publish(self.report("pipeline", level, summary, common))
+        message = self.report("pipeline", level, summary, common)
+        steady = self.steady.now().nanoseconds / 1e9
+        for topic, (heard, wanted) in self._heard.items():
+            well, words, values = heard.report(steady, self.active and wanted(self.pace))
+            level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
+            message.status += self.report(f"{topic} topic status", level, words, values).status
+        self._diagnostics.publish(message)
 
     def report(self, subject: str, level: bytes, summary: str, values: Mapping[str, object]) -> DiagnosticArray:
         """What this node says of ``subject`` at this moment, as a message."""

@@ -114,8 +114,10 @@ class SafetyFilterNode(SageNode):
         self._told = None
         self._next_ahead = 0.0  # steady: when a hold is told again
         self._curious = False  # joints are to be heard even at rest,
-        self._heard, self._hearing_since = Future(), 0.0  #   and have been
-        self._heard.set_result(False)
+        self._arrival, self._hearing_since = Future(), 0.0  #   and have been
+        self._arrival.set_result(False)
+        self._hear_action = self.hears("action", lambda pace: pace.plans)
+        self._hear_joints = self.hears("joint_states", self._wants_joints)
         self.listen(JointTrajectory, "action", self._on_action)
         self.listen_while(self._wants_joints, JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
@@ -180,6 +182,7 @@ class SafetyFilterNode(SageNode):
 
     def _on_action(self, message: JointTrajectory) -> None:
         self.counts["chunks_in"] += 1
+        self._hear_action(message.header.stamp)
         now, steady = self._now()
         times = [point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec for point in message.points]
         rows = [point.positions for point in message.points]
@@ -192,14 +195,15 @@ class SafetyFilterNode(SageNode):
             self._send_ahead(now)
 
     def _on_joints(self, message: JointState) -> None:
+        self._hear_joints(message.header.stamp)
         now, steady = self._now()
         stamp = nanoseconds(message.header.stamp)
         try:
             self._filter.joints(stamp, message.name, message.position, now, steady, message.velocity)
         except Refusal as refusal:
             return self._refuse("joint_states", refusal)
-        if not self._heard.done():
-            self._heard.set_result(True)
+        if not self._arrival.done():
+            self._arrival.set_result(True)
 
     def _wants_joints(self, pace: Pace) -> bool:
         """At rest there is nothing to compare them with but a hold, which is in force; who wakes hears them again."""
@@ -296,8 +300,8 @@ class SafetyFilterNode(SageNode):
 
     def _look_around(self) -> None:
         """Two who command one robot, or two who plan for one filter, are an emergency."""
-        if not self._heard.done() and time.monotonic() - self._hearing_since > HEARING:
-            self._heard.set_result(False)
+        if not self._arrival.done() and time.monotonic() - self._hearing_since > HEARING:
+            self._arrival.set_result(False)
         alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
         for topic in ("joint_command", "joint_trajectory", "action"):
             names = Counter(self.publishers(topic))
@@ -320,9 +324,9 @@ class SafetyFilterNode(SageNode):
     async def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """At rest no joints are heard: then they are waited for."""
         if request.data and self.active and self.pace.state in STILL and not self._curious:
-            self._curious, self._heard, self._hearing_since = True, Future(), time.monotonic()
+            self._curious, self._arrival, self._hearing_since = True, Future(), time.monotonic()
             self.follow_pace()
-            await self._heard
+            await self._arrival
         if not request.data:
             self._filter.disable()
             response.success, response.message = True, "disabled: the robot holds"

@@ -72,6 +72,7 @@ class SagePolicy(SageNode):
         self._actions = self.publish_on(JointTrajectory, "action", RELIABLE)
         self._confidence = self.publish_on(Float32, "confidence", RELIABLE)
         self._certainty, self._news = self.publish_on(Float32, "certainty", RELIABLE), News()
+        self._hear = self.hears("attention/tokens", lambda pace: pace.plans)
         for kind, topic, callback, qos in (
             (Image, "attention/tokens", self._on_tokens, STREAM),
             (JointState, "joint_states", self._on_joints, RELIABLE),
@@ -127,6 +128,7 @@ class SagePolicy(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._task or self._limit.rate == 0:
             self.counts["idle"] += 1

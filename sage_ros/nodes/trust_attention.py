@@ -47,6 +47,7 @@ class TrustAttentionNode(SageNode):
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
         self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
+        self._hear = self.hears("vision/tokens", lambda pace: pace.looks)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         self.listen_to_metabolism(lambda pace: None)
 
@@ -62,6 +63,7 @@ class TrustAttentionNode(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
         if self._last_stamp is not None and elapsed <= 0:
