@@ -18,7 +18,7 @@ from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
-from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
@@ -39,7 +39,8 @@ class PolicyConfig:
 
 
 class SagePolicy(SageNode):
-    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?).
+    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?),
+    and the same in steps: certainty.
 
     A frame is answered with joints and command paired by stamp (see ``StampBuffer``). Input that is stale, not
     finite or lacks a joint gives no action, a warning and a count.
@@ -72,6 +73,8 @@ class SagePolicy(SageNode):
         self.get_logger().info(f"plans for {len(self._action_joints)} joints: {names}")
         self._actions = self.publish_on(JointTrajectory, "action", RELIABLE)
         self._confidence = self.publish_on(Float32, "confidence", RELIABLE)
+        self._certainty, self._news = self.publish_on(Float32, "certainty", RELIABLE), News()
+        self._hear = self.hears("attention/tokens", lambda pace: pace.plans)
         for kind, topic, callback, qos in (
             (Image, "attention/tokens", self._on_tokens, STREAM),
             (JointState, "joint_states", self._on_joints, RELIABLE),
@@ -125,6 +128,7 @@ class SagePolicy(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._task or self._limit.rate == 0:
             self.counts["idle"] += 1
@@ -149,7 +153,10 @@ class SagePolicy(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         agreement = consistency(stamp, chunk, self._chunk, self.config.doubt)
-        self._confidence.publish(Float32(data=chunk.confidence * agreement))
+        confidence = chunk.confidence * agreement
+        self._confidence.publish(Float32(data=confidence))
+        if self._news.due(confidence, stamp):
+            self._certainty.publish(Float32(data=confidence))
         self._chunk = (stamp, chunk)
         answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
         self._actions.publish(answer)

@@ -11,6 +11,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Header
 
 from sage_ros.core.options import option
+from sage_ros.core.timing import News
 from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
@@ -46,7 +47,8 @@ class TrustAttentionNode(SageNode):
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
-        self._confidence = self.publish_on(Float32, "attention/confidence")
+        self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
+        self._hear = self.hears("vision/tokens", lambda pace: pace.looks)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         self.listen_to_metabolism(lambda pace: None)
 
@@ -66,6 +68,7 @@ class TrustAttentionNode(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
         if self._last_stamp is not None and elapsed <= 0:
@@ -86,7 +89,8 @@ class TrustAttentionNode(SageNode):
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
         weights = narrowed(attention.weights, self.pace.breadth)
         self._publish("attention/weights", weights.reshape(self._grid), message.header)
-        self._confidence.publish(Float32(data=attention.confidence))
+        if self._news.due(attention.confidence, stamp):
+            self._confidence.publish(Float32(data=attention.confidence))
         self.counts["frames_out"] += 1
 
     def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:

@@ -100,6 +100,7 @@ class VisionIrp(SageNode):
         self._tokens = self.publish_on(Image, "vision/tokens", STREAM)
         self._telemetry = self.publish_on(DiagnosticArray, "vision/telemetry", RELIABLE)
         kind, topic = TOPICS[c.transport]
+        self._hear = self.hears(topic, lambda pace: pace.looks)
         self._frames = self.listen_while(lambda pace: pace.looks, kind, topic, self._on_frame, FRAMES)
         if self.encoder.attends:
             self.listen(Image, "attention/weights", self._on_attention, STREAM)
@@ -152,6 +153,7 @@ class VisionIrp(SageNode):
         return found
 
     def _see(self, message: Image | CompressedImage) -> None:
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._limit.allows(stamp):
             self.counts["skipped_by_rate"] += 1
