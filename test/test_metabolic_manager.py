@@ -24,7 +24,7 @@ class Manager:
     def __init__(self, graph: Graph) -> None:
         self.probe = graph.probe
         self.told: list[DiagnosticArray] = self.probe.listen(DiagnosticArray, "metabolic_state", LATCHED)
-        self.health: list[String] = self.probe.listen(String, "health", LATCHED)
+        self.health: list[String] = self.probe.listen(String, "health")
         self.tasks = self.probe.publisher(String, "task", LATCHED)
 
     @property

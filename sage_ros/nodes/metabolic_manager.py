@@ -35,7 +35,7 @@ STREAMING, REPORTING, SENSING = 1.0, 5.0, 60.0  # s for which a confidence, a no
 
 @dataclass(frozen=True)
 class ManagerConfig(Thresholds, Store):
-    rate: float = option(5.0, "decisions per second (Hz); tasks, holds, services do not wait", low=1.0, high=100.0)
+    rate: float = option(2.0, "decisions per second (Hz), beside those at once when news come", low=1.0, high=100.0)
     override: str = option("", "hold this state; empty: decide", choices=("", "WAKE", "FOCUS", "REST", "DREAM"))
 
     def __post_init__(self) -> None:
@@ -91,10 +91,10 @@ class MetabolicManager(SageNode):
         self._updated = self._seconds()
         self.timeline: deque[tuple[float, str, str]] = deque(maxlen=1000)
         self._state = self.publish_on(DiagnosticArray, "metabolic_state", LATCHED)
-        self._health = self.publish_on(String, "health", LATCHED)
+        self._health = self.publish_on(String, "health")
         self.listen(String, "task", self._on_task, LATCHED, always=True)
-        self.listen(Float32, "attention/confidence", self._on_confidence)
-        self.listen(Float32, "certainty", lambda message: self._certainty.put(message.data, self._seconds()))
+        self.listen(Float32, "attention/confidence", partial(self._on_news, self._confidence))
+        self.listen(Float32, "certainty", partial(self._on_news, self._certainty))
         self.listen(DiagnosticArray, f"{FILTER}/state", self._on_filter, LATCHED, always=True)
         self.listen(BatteryState, "battery_state", self._on_battery, SENSOR)
         self.listen(Temperature, "temperature", self._on_temperature, SENSOR)
@@ -132,10 +132,10 @@ class MetabolicManager(SageNode):
         if self.active:
             self._decide()  # at once: a robot with a task must not wait for the next tick
 
-    def _on_confidence(self, message: Float32) -> None:
-        self._confidence.put(message.data, self._seconds())
-        if message.data < self.config.crisis_confidence and not self._machine.pause:
-            self._decide()
+    def _on_news(self, of: Recent[float], message: Float32) -> None:
+        """Told only when it has changed, or now and then."""
+        of.put(message.data, self._seconds())
+        self._decide()
 
     def _on_filter(self, message: DiagnosticArray) -> None:
         status = message.status[0]
@@ -216,7 +216,8 @@ class MetabolicManager(SageNode):
         values |= {"override": self.config.override} | ({"actuation": False} if machine.pause else {})
         level = DiagnosticStatus.ERROR if machine.state is State.CRISIS else DiagnosticStatus.OK
         self._state.publish(self.report("state", level, machine.state.value, values))
-        self._health.publish(String(data=self._health_line()))
+        if self._health.get_subscription_count():
+            self._health.publish(String(data=self._health_line()))
 
     def _health_line(self) -> str:
         s, machine = self._senses(self._seconds()), self._machine

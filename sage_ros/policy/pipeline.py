@@ -52,6 +52,7 @@ class Pipeline:
         if self._trust is not None:
             self._trust.reset()
         self.policy.reset()
+        self.trusted = 1.0  # how far the last picture was
         self._previous: tuple[int, ActionChunk] | None = None
         self.filter.disable()
         self.filter.motion.stop()
@@ -70,7 +71,8 @@ class Pipeline:
         self.feel(stamp, state)
         tokens = self.encoder.refine(frame, Budget(0)).state
         if self._trust is not None:
-            tokens = self._trust.update(tokens, (stamp - self._stamp) / SECOND).tokens
+            attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND)
+            tokens, self.trusted = attention.tokens, attention.confidence
         self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
         past = recall(self._commands, self._states, stamp, self._began, self.policy.rate,
