@@ -8,8 +8,8 @@ live       the pipeline, a process per node, as a user starts it; the states by 
                 picture is that the newest action goes by, on average over time: what a controller waits for
 budget     in process: the simulated world, where the cube is pushed 4 cm aside once, on a computer that encodes 20, or
            1, frames a second when it does nothing else. After each task comes a pause as long. Steady FOCUS: full rate
-           all the time; everything at half rate; and the manager with the package's table (recharge: half a core), which
-           works at full rate as long as its store lasts and spends almost nothing in the pauses
+           all the time; everything at half rate; and the manager with the package's table (it gains half a core),
+           which works at full rate as long as its store lasts and spends almost nothing in the pauses
 days       24 simulated hours each with tasks, faults, battery, heat and an operator (sage_ros/sim/day.py): worst of all
 """
 

@@ -19,6 +19,7 @@ from std_msgs.msg import Float32, String
 from std_srvs.srv import Trigger
 
 from sage_ros.core.allowance import Allowance, State, Store, Table, Thresholds
+from sage_ros.core.health import health_line
 from sage_ros.core.metabolism import Energy, Metabolism, Senses
 from sage_ros.core.options import option
 from sage_ros.core.timing import Recent
@@ -220,17 +221,11 @@ class MetabolicManager(SageNode):
             self._health.publish(String(data=self._health_line()))
 
     def _health_line(self) -> str:
-        s, machine = self._senses(self._seconds()), self._machine
-        parts = [f"{machine.state.value}: {machine.pause or machine.reason}", f"energy {s.energy:.0%}"]
-        parts += [f"battery {s.battery:.0%}{', charging' if s.docked else ''}"] if s.battery == s.battery else []
-        parts += [f"{s.temperature:.0f} C"] if s.temperature == s.temperature else []
-        if self._allowances[machine.state].actuation:
-            parts.append(f"trust {s.confidence:.2f}, student {s.certainty:.2f}")
-        parts.append(f"{FILTER} {self._filter_says}")
-        reports = {name.rsplit("/", 1)[1]: report for name, node in self._nodes.items() if (report := node.at(s.now))}
+        now = self._seconds()
+        reports = {name.rsplit("/", 1)[1]: report for name, node in self._nodes.items() if (report := node.at(now))}
         ill = [f"{name}: {text}" for name, (level, text) in reports.items() if level != DiagnosticStatus.OK
                and name not in (FILTER, self.get_name())]  # fmt: skip
-        return " | ".join([*parts, *(ill or [f"{len(reports)} nodes well"])])
+        return health_line(self._machine, self._senses(now), self._filter_says, len(reports), ill)
 
     # Services
 
