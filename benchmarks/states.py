@@ -299,8 +299,10 @@ def budget(episodes: int) -> dict[str, float]:
             for schedule in ("manager", "half"):
                 lost = figures[f"budget{rate:.0f}_focus_success"] - figures[f"budget{rate:.0f}_{schedule}_success"]
                 figures[f"budget{rate:.0f}_{schedule}_loses"] = lost
-            losses = (figures[f"budget{rate:.0f}_{s}_loses"] for s in ("half", "manager"))
-            figures[f"budget{rate:.0f}_saved_by_manager"] = next(losses) - next(losses)
+            cores = [figures[f"budget{rate:.0f}_{s}_cores"] for s in ("manager", "half")]
+            figures[f"budget{rate:.0f}_manager_over_half_cores"] = cores[0] / cores[1]
+            losses = [figures[f"budget{rate:.0f}_{s}_loses"] for s in ("half", "manager")]
+            figures[f"budget{rate:.0f}_saved_by_manager"] = losses[0] - losses[1]
     return figures
 
 
@@ -334,7 +336,7 @@ def main() -> int:
     if options.episodes:
         figures |= budget(options.episodes)
         bars |= {"budget20_saved_by_manager": (">=", 0.0), "budget1_saved_by_manager": (">=", 1.0)}
-        bars |= {f"budget{rate}_manager_cores": ("<=", 0.5) for rate in (20, 1)}
+        bars |= {f"budget{rate}_manager_over_half_cores": ("<=", 1.05) for rate in (20, 1)}
     figures |= days(options.days)
     bars |= {"days_dreamt_with_task_s": ("<=", 0.0), "days_rested_moving": ("<=", 0.0)}
     bars |= {"days_acted_forbidden_s": ("<=", 0.0), "days_longest_wait_s": ("<=", 10.0)}
