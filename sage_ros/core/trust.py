@@ -54,7 +54,7 @@ class Calibration:
         return cls(
             momentum=momentum,
             variance=variance.astype(np.float32),
-            limit=float(np.quantile(distance, QUANTILE)),
+            limit=max(float(np.quantile(distance, QUANTILE)), 1e-6),  # above 0 also where nothing ever moved
             relevance=(movement / movement.sum()).astype(np.float32),
             rate=float(rate),
         )
