@@ -54,7 +54,7 @@ class Calibration:
         return cls(
             momentum=momentum,
             variance=variance.astype(np.float32),
-            limit=float(np.quantile(distance, QUANTILE)),
+            limit=max(float(np.quantile(distance, QUANTILE)), 1e-6),  # above 0 also where nothing ever moved
             relevance=(movement / movement.sum()).astype(np.float32),
             rate=float(rate),
         )
@@ -131,6 +131,10 @@ class TrustAttention:
         self._calm = np.zeros(n)  # s that a token has been predictable from its own past
         self._for = np.full(n, 1.0 / (1.0 - self.config.forgetting))
         self._against = np.zeros(n)
+
+    def recalibrate(self, calibration: Calibration) -> None:
+        """Go on with another calibration of the same tokens, without forgetting the stream."""
+        self.calibration = self._attended.calibration = self._raw.calibration = calibration
 
     def update(self, tokens: np.ndarray, elapsed: float) -> Attention:
         """Attend to ``tokens`` (N, F), ``elapsed`` seconds after the frame before it.

@@ -43,7 +43,7 @@ class ManagerConfig(Thresholds, Store):
 
 
 class MetabolicManager(SageNode):
-    """task, attention/confidence, confidence, safety_filter/state, battery_state, temperature, /diagnostics ->
+    """task, attention/confidence, certainty, safety_filter/state, battery_state, temperature, /diagnostics ->
     metabolic_state, health.
 
     metabolic_state is a latched DiagnosticArray with one status: its message is the state's name, its values are
@@ -94,7 +94,7 @@ class MetabolicManager(SageNode):
         self._health = self.publish_on(String, "health", LATCHED)
         self.listen(String, "task", self._on_task, LATCHED, always=True)
         self.listen(Float32, "attention/confidence", self._on_confidence)
-        self.listen(Float32, "confidence", lambda message: self._certainty.put(message.data, self._seconds()))
+        self.listen(Float32, "certainty", lambda message: self._certainty.put(message.data, self._seconds()))
         self.listen(DiagnosticArray, f"{FILTER}/state", self._on_filter, LATCHED, always=True)
         self.listen(BatteryState, "battery_state", self._on_battery, SENSOR)
         self.listen(Temperature, "temperature", self._on_temperature, SENSOR)

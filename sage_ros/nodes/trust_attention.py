@@ -11,11 +11,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, Header
 
 from sage_ros.core.options import option
-from sage_ros.core.trust import Attention, TrustAttention, TrustConfig, narrowed
+from sage_ros.core.timing import News
+from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
+from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds
-from sage_ros.paths import checkpoint_path
-from sage_ros.policy.checkpoint import load_checkpoint
+from sage_ros.policy.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,25 @@ class TrustAttentionNode(SageNode):
     def __init__(self, **kwargs: object) -> None:
         super().__init__("trust_attention", **kwargs)
         self._latest: Attention | None = None
+        self._next: Calibration | None = None  # what the next frame is attended to with
         self._last_stamp: int | None = None
         self._messages: dict[str, Image] = {}  # by topic, to be filled anew
 
     def setup(self) -> None:
-        checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint))
-        self._grid = checkpoint.grid
-        self._filter = TrustAttention(checkpoint.calibration, self.config)
+        swap = HotSwap(self, self.config.checkpoint, self._take)
+        self._grid = swap.checkpoint.grid
+        self._filter, self._next = TrustAttention(swap.checkpoint.calibration, self.config), None
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
-        self._confidence = self.publish_on(Float32, "attention/confidence")
+        self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
+        self._hear = self.hears("vision/tokens", lambda pace: pace.looks)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         self.listen_to_metabolism(lambda pace: None)
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Attend to frames with this one's calibration from the next on; see HotSwap."""
+        self._next = checkpoint.calibration
 
     def changed(self) -> None:
         self._filter.config = self.config
@@ -61,11 +68,15 @@ class TrustAttentionNode(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
         if self._last_stamp is not None and elapsed <= 0:
             self.counts["out_of_order"] += 1
             return
+        if self._next is not None:
+            self._filter.recalibrate(self._next)
+            self._next = None
         try:
             with self.watch.span():
                 self._latest = attention = self._filter.update(map_from(message), elapsed)
@@ -78,7 +89,8 @@ class TrustAttentionNode(SageNode):
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
         weights = narrowed(attention.weights, self.pace.breadth)
         self._publish("attention/weights", weights.reshape(self._grid), message.header)
-        self._confidence.publish(Float32(data=attention.confidence))
+        if self._news.due(attention.confidence, stamp):
+            self._confidence.publish(Float32(data=attention.confidence))
         self.counts["frames_out"] += 1
 
     def _publish(self, topic: str, values: np.ndarray, header: Header) -> None:

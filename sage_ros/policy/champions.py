@@ -3,6 +3,7 @@
 =================== ============================================================================================
 ``000000/`` ...     checkpoints, the first one copied from where the robot's student came from
 ``current``         a symbolic link to the one in use, replaced in one step: whoever reads it finds one or the other
+``dream.log``       what the last dream of the node `dreamer` said
 ``lineage.jsonl``   a JSON line per dream and rollback: what was learned from what, on which data, with which figures
 =================== ============================================================================================
 """
@@ -19,10 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from sage_ros.policy.checkpoint import load_checkpoint
 from sage_ros.policy.manifest import CheckpointError, Manifest
 
 CURRENT, LINEAGE, LOCK = "current", "lineage.jsonl", ".lock"
+WORK = ".dream"  # the dream in progress
 PROMOTED, DROPPED, ROLLED_BACK = "promoted", "dropped", "rolled back"
 
 
@@ -102,6 +106,15 @@ class Champions:
             file.write(("" if whole else "\n") + json.dumps(entry, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    @property
+    def dreamt(self) -> int:
+        """Steps that the dream in progress has saved; 0 where there is none."""
+        try:
+            with safe_open(self.folder / WORK / "challenger.safetensors", framework="np") as file:
+                return int(json.loads(file.metadata()["figures"])["step"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return 0
 
     @contextmanager
     def alone(self) -> Iterator[None]:

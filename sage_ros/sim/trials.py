@@ -39,7 +39,7 @@ class Trial:
     longest: float = LONGEST  # s
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # its seed is the world's
     trust: bool = True  # whether the student sees through trust-attention
-    look: str = "plain"
+    look: str = "plain"  # of the world, one of sim.scene.LOOKS
 
     def __post_init__(self) -> None:
         if self.pilot not in PILOTS:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -27,11 +28,12 @@ import torch
 
 from sage_ros import __version__
 from sage_ros.core.joints import JointError
+from sage_ros.core.parents import follow_parent
 from sage_ros.core.trust import Calibration
 from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.episodes.errors import DatasetError
 from sage_ros.paths import checkpoint_path, dataset_path
-from sage_ros.policy.champions import PROMOTED, ROLLED_BACK, Champions
+from sage_ros.policy.champions import PROMOTED, ROLLED_BACK, WORK, Champions
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sage_ros.policy.manifest import INSIDE, CheckpointError
 from sage_ros.policy.student import StudentPolicy
@@ -47,13 +49,14 @@ from sage_ros.training.sessions import load_sessions
 from sage_ros.training.tokens import load_demonstrations
 from sage_ros.vision.encoder import EncoderError
 
-WORK = ".dream"  # of a champions' folder: the dream in progress
 KEPT = ("dataset", "split", "simulated", "config", "parameters")  # of a champion's metrics, true of its challenger too
 Originals = tuple[list[Demonstration], list[Demonstration]]  # to rehearse, and held out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if follow_parent(signal.SIGKILL):
+        return 1
     try:
         return run(args)
     except (CheckpointError, DatasetError, EncoderError, JointError, LabelError, ValueError) as error:
