@@ -3,7 +3,7 @@ from glob import glob
 from setuptools import find_packages, setup
 
 NODES = ["vision_irp", "trust_attention", "sage_policy", "safety_filter", "metabolic_manager", "replayer", "recorder",
-         "sim_robot"]
+         "sim_robot", "dreamer"]
 NODES += ["pick_place", "monitor", "bringup", "run_task", "fault_injector", "corrupt", "rollout"]
 TOOLS = {
     "episodes": "sage_ros.episodes.cli",
@@ -12,6 +12,8 @@ TOOLS = {
     "distil": "sage_ros.training.distil",
     "calibrate": "sage_ros.training.calibrate",
     "evaluate": "sage_ros.training.evaluate",
+    "dream": "sage_ros.training.dream",
+    "corruption_sheet": "sage_ros.corruption_sheet",
     "label": "sage_ros.teacher.label",
     "serve": "sage_ros.teacher.serve",
 }

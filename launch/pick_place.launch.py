@@ -22,12 +22,13 @@ from launch.conditions import IfCondition, UnlessCondition
 from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.events import Shutdown
 from launch.events.process import ProcessExited, ProcessIO
-from launch.substitutions import EqualsSubstitution, IfElseSubstitution, LaunchConfiguration
+from launch.substitutions import EqualsSubstitution, IfElseSubstitution, LaunchConfiguration, NotEqualsSubstitution
 from launch_ros.actions import LifecycleNode, Node, PushRosNamespace
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from sage_ros.paths import profiles_variable
+from sage_ros.paths import checkpoint_path, profiles_variable
+from sage_ros.policy.champions import Champions
 
 # In the order they come up: who decides first, who feeds the others last.
 PIPELINE = ["metabolic_manager", "safety_filter", "sage_policy", "trust_attention", "vision_irp"]
@@ -43,6 +44,9 @@ ARGUMENTS = {
     "rate": ("1.0", "playback speed", None),
     "loop": ("false", "replay for ever", ["true", "false"]),
     "checkpoint": ("", "student checkpoint folder; empty: the one in the package", None),
+    "champions": ("", "this robot's students, which begin with checkpoint, to learn while it dreams; empty: do not",
+                  None),
+    "sessions": ("", "with champions: the recorder's data set, to learn from", None),
     "large_images": ("false", "room in shared memory for images above 500 kB (config/fastdds.xml); the camera's driver "
                      "needs it too", ["true", "false"]),
     "composed": ("false", "all nodes in one process: the lowest latency, but faults are shared", ["true", "false"]),
@@ -94,7 +98,8 @@ class Supervision:
 
     def bringup(self, context: LaunchContext) -> list[LaunchDescriptionEntity]:
         source, enable = (LaunchConfiguration(name).perform(context) for name in ("source", "enable"))
-        options = [*PIPELINE, *filter(None, [SOURCES[source]]), "--supervise"]
+        dreamer = LaunchConfiguration("champions").perform(context) and "dreamer"
+        options = [*PIPELINE, *filter(None, [dreamer, SOURCES[source]]), "--supervise"]
         if enable == "true" or (enable == "auto" and source == "sim"):
             options.append("--enable")
         node = Node(
@@ -112,7 +117,9 @@ class Supervision:
             name: {"use_sim_time": value("use_sim_time", bool)} for name in PIPELINE
         }
         for name in PIPELINE[1:]:
-            own[name]["checkpoint"] = value("checkpoint")
+            own[name]["checkpoint"] = value("used_checkpoint")
+        own["dreamer"] = {"use_sim_time": value("use_sim_time", bool), "champions": value("champions"),
+                          "checkpoint": value("checkpoint"), "sessions": value("sessions")}  # fmt: skip
         # A source's clock is the wall, never its own /clock.
         clock = {"use_sim_time": False, "publish_clock": value("use_sim_time", bool)}
         own["replayer"] = clock | {
@@ -130,12 +137,27 @@ class Supervision:
                 package="sage_ros", executable=name, name=name, namespace="", output="screen",
                 parameters=[params_file, parameters], respawn=True, respawn_delay=0.5, sigterm_timeout=PATIENCE,
                 remappings=[("last_command", told)] if name in ("sage_policy", "trust_attention") else None,
-                condition=next((IfCondition(source_is(s)) for s, node in SOURCES.items() if node == name), None),
+                condition=condition_of(name),
             )
             for name, parameters in own.items()
         ]  # fmt: skip
         ends = [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=self.on_exit)) for node in nodes]
-        return [*ends, *nodes, OpaqueFunction(function=self.bringup)]
+        return [OpaqueFunction(function=choose_checkpoint), *ends, *nodes, OpaqueFunction(function=self.bringup)]
+
+
+def choose_checkpoint(context: LaunchContext) -> None:
+    """What the nodes use: the checkpoint, or the champion of a folder that begins with it."""
+    given, folder = (context.launch_configurations[name] for name in ("checkpoint", "champions"))
+    if folder:
+        given = str(Champions.found(folder, checkpoint_path(given)).current)
+    context.launch_configurations["used_checkpoint"] = given
+
+
+def condition_of(name: str) -> IfCondition | None:
+    """When a node is started, if not always."""
+    if name == "dreamer":
+        return IfCondition(NotEqualsSubstitution(LaunchConfiguration("champions"), ""))
+    return next((IfCondition(source_is(source)) for source, node in SOURCES.items() if node == name), None)
 
 
 def source_is(source: str) -> EqualsSubstitution:

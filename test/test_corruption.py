@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sage_ros.corruption import (
     CorruptionConfig,
     parse_corruption,
 )
+from sage_ros.corruption_sheet import UNITS, draw_sheet, main
 
 STEP = SECOND // 20
 ON_FRAMES = [kind for kind, about in KINDS.items() if about.stream == FRAMES]
@@ -246,3 +248,19 @@ def test_written_as_kind_and_severity() -> None:
 def test_a_picture_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"not \(4, 4\) uint8"):
         Corruption(CorruptionConfig("blur")).frame(0, np.zeros((4, 4), np.uint8))
+
+
+def test_the_sheet_shows_every_kind_at_every_severity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(UNITS) == set(ON_FRAMES)
+    axes = draw_sheet(np.stack(frames(40)), 20.0).axes
+    assert len(axes) == 6 * len(ON_FRAMES)
+    shown = [ax.images[0].get_array()[..., :3] for ax in axes]
+    for row, kind in enumerate(ON_FRAMES):
+        assert np.array_equal(shown[6 * row], frames(40)[39])
+        assert not np.array_equal(shown[6 * row + 5], shown[6 * row]), kind
+    assert [text.get_text() for ax in axes for text in ax.texts][-1] == "no frame"
+    assert main(["--out", str(tmp_path / "sheet.jpg")]) == 0
+    assert (tmp_path / "sheet.jpg").stat().st_size < 300_000
+    for wrong, problem in ((["--episode", "99"], "no episode 99"), (["--at", "99"], "outside of the episode")):
+        assert main(["--out", str(tmp_path / "no.jpg"), *wrong]) == 1
+        assert problem in capsys.readouterr().err

@@ -274,6 +274,15 @@ def test_the_command_line_leaves_a_checkpoint_that_evaluates_to_its_own_figures(
     evaluate.main(["--checkpoint", str(out), "--dataset", str(dataset), "--episodes", trained_on])
     assert "were trained on" in capsys.readouterr().out
 
+    given = ["--checkpoint", str(out), "--dataset", str(dataset), "--corrupt", "occlusion:5", "biased_joints"]
+    assert evaluate.main([*given, "--fault-at", "0.3", "--every", "4", "--json", str(tmp_path / "figures.json")]) == 0
+    table = capsys.readouterr().out.partition("under corruptions from 0.3 s on")[2]
+    costs = json.loads((tmp_path / "figures.json").read_text())["corruptions"]
+    assert list(costs) == ["clean", "occlusion:5", "biased_joints:3", "blind"]
+    assert all(len(cost["with_trust"]) == 2 and f"\n{name} " in table for name, cost in costs.items())
+    assert evaluate.main([*given, "--fault-at", "99"]) == 1
+    assert "after the end of episode" in capsys.readouterr().err
+
 
 def test_the_command_line_refuses_before_it_trains(
     dataset: Path, tmp_path: Path, setting: Pooled, capsys: pytest.CaptureFixture[str]

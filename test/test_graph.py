@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import time
 
 import numpy as np
 import pytest
@@ -83,12 +84,11 @@ def test_what_the_nodes_answer_is_what_the_parts_answer(episode):
         probe = graph.up().probe
         actions = probe.listen(JointTrajectory, "action")
         tasks = probe.publisher(String, "task", LATCHED)
+        tasks.publish(String(data=episode.task))
         images = probe.publisher(Image, "image_raw", STREAM)
         joints = probe.publisher(JointState, "joint_states")
         commands = probe.publisher(JointState, "last_command")
-        states = probe.listen(DiagnosticArray, "metabolic_state", LATCHED)
-        tasks.publish(String(data=episode.task))
-        probe.until(lambda: states and states[-1].status[0].message == "WAKE", "WAKE")
+        probe.until(lambda: probe.node.count_subscribers("joint_states") == 2, "the policy to listen")
         start = graph.nodes[0].get_clock().now().nanoseconds
         for row in range(rows):
             header = Header(frame_id="front")
@@ -114,10 +114,11 @@ def test_bad_input_gives_no_action(episode):
         policy, vision = graph.nodes[2], graph.nodes[4]
         actions = probe.listen(JointTrajectory, "action")
         tokens = probe.listen(Image, "vision/tokens", STREAM)
-        states = probe.listen(DiagnosticArray, "metabolic_state", LATCHED)
         tasks = probe.publisher(String, "task", LATCHED)
+        tasks.publish(String(data=episode.task))
         images = probe.publisher(Image, "image_raw", STREAM)
         joints = probe.publisher(JointState, "joint_states")
+        probe.until(lambda: probe.node.count_subscribers("joint_states") == 2, "the policy to listen")
 
         def show(image):
             before = len(tokens)
@@ -127,11 +128,6 @@ def test_bad_input_gives_no_action(episode):
 
         def header():
             return Header(stamp=graph.nodes[0].get_clock().now().to_msg())
-
-        show(image_message(frame, header()))  # no task yet
-        probe.until(lambda: policy.counts["idle"] == 1, "a frame without a task")
-        tasks.publish(String(data=episode.task))
-        probe.until(lambda: states and states[-1].status[0].message == "WAKE", "WAKE")
 
         show(image_message(frame, header()))  # no joints at all
         probe.until(lambda: policy.counts["no_joints"] == 1, "a frame without joints")
@@ -239,7 +235,7 @@ def test_every_metabolic_state_is_published_with_what_it_allows():
             assert graph.nodes[0].set_parameters([Parameter("override", value=name)])[0].successful
             status = probe.until(lambda n=name: now() and now().message == n and now(), name)
             values = {pair.key: pair.value for pair in status.values}
-            assert float(values["vision_rate"]) > 0
+            assert (float(values["policy_rate"]) > 0) == (name in ("WAKE", "FOCUS"))
             assert values["actuation"] == str(name in ("WAKE", "FOCUS"))
             assert values["learning"] == str(name == "DREAM")
         diagnostics = probe.publisher(DiagnosticArray, "/diagnostics")
@@ -253,7 +249,7 @@ def test_every_metabolic_state_is_published_with_what_it_allows():
         assert not probe.call(Trigger, "metabolic_manager/reset").success, "its cause is still there"
         status.level = DiagnosticStatus.OK
         diagnostics.publish(DiagnosticArray(status=[status]))
-        probe.until(lambda: not fault._faults, "the end of the fault")
+        probe.until(lambda: fault._nodes["/arm"].at(fault._seconds())[0] == DiagnosticStatus.OK, "the end of the fault")
         assert now().message == "CRISIS", "a crisis ends by a reset alone"
         assert probe.call(Trigger, "metabolic_manager/reset").success
 
@@ -267,3 +263,31 @@ def test_a_node_knows_whether_its_topics_have_another_end():
         assert not node.met(ends), "nobody sends tokens yet"
         probe.publisher(Image, "vision/tokens", STREAM)
         probe.until(lambda: node.met(ends), "both other ends")
+
+
+def test_who_rests_does_not_listen_and_is_back_with_the_first_task(episode):
+    """In REST no frame and no joint state is received; a task brings tokens within a tenth of a second."""
+    with Graph(PIPELINE) as graph:
+        probe = graph.up().probe
+        tasks = probe.publisher(String, "task", LATCHED)
+        state = probe.listen(DiagnosticArray, "metabolic_state", LATCHED)
+        tokens = probe.listen(Image, "vision/tokens", STREAM)
+        images = probe.node.create_publisher(Image, "image_raw", STREAM)
+        frame = image_message(episode.frames()[0], Header())
+        waits = []
+        for _ in range(2):
+            probe.until(lambda: state and state[-1].status[0].message == "REST", "REST")
+            for topic, others in (("image_raw", 0), ("joint_states", 0), ("attention/tokens", 0)):
+                probe.until(lambda t=topic, n=others: probe.node.count_subscribers(t) == n, f"nobody on {topic}")
+            seen, begin = len(tokens), time.monotonic()
+            tasks.publish(String(data=episode.task))
+
+            def shown(seen=seen):
+                frame.header.stamp = probe.node.get_clock().now().to_msg()
+                images.publish(frame)
+                return len(tokens) > seen
+
+            probe.until(shown, "tokens")
+            waits.append(time.monotonic() - begin)
+            tasks.publish(String(data=""))
+        assert min(waits) < 0.25  # how late it is on an idle machine is measured in benchmarks/states.py

@@ -50,7 +50,7 @@ def test_every_parameter_in_the_file_exists_with_its_type():
     """Unknown names in a parameter file are silently ignored by ROS, so a misspelt one must fail here."""
     from dataclasses import fields
 
-    from sage_ros.core.metabolism import Allowance, State
+    from sage_ros.core.allowance import Allowance, State
     from sage_ros.nodes.metabolic_manager import ManagerConfig
     from sage_ros.nodes.replayer import ReplayerConfig
     from sage_ros.nodes.safety_filter import FilterConfig
@@ -59,15 +59,21 @@ def test_every_parameter_in_the_file_exists_with_its_type():
     from sage_ros.nodes.trust_attention import TrustNodeConfig
     from sage_ros.nodes.vision_irp import VisionConfig
 
-    configs = {"vision_irp": VisionConfig, "trust_attention": TrustNodeConfig, "sage_policy": PolicyConfig,
-               "metabolic_manager": ManagerConfig, "replayer": ReplayerConfig, "safety_filter": FilterConfig,
-               "sim_robot": SimRobotConfig}
+    configs = {
+        "vision_irp": VisionConfig,
+        "trust_attention": TrustNodeConfig,
+        "sage_policy": PolicyConfig,
+        "metabolic_manager": ManagerConfig,
+        "replayer": ReplayerConfig,
+        "safety_filter": FilterConfig,
+        "sim_robot": SimRobotConfig,
+    }
     for node, content in yaml.safe_load(share("config", "pick_place.yaml").read_text()).items():
         default = configs[node.removeprefix("/**/")]()
         known = {item.name: getattr(default, item.name) for item in fields(default)}
         if node.endswith("metabolic_manager"):
             names = [(state.value.lower(), item.name) for state in State for item in fields(Allowance)]
-            known |= {f"{state}.{item}": getattr(Allowance(), item) for state, item in names}
+            known |= {"table": ""} | {f"{state}.{item}": getattr(Allowance(), item) for state, item in names}
         for name, value in content["ros__parameters"].items():
             assert name in known, f"{node} has no parameter {name}"
             assert type(value) is type(known[name]), f"{node} {name} must be a {type(known[name]).__name__}"
@@ -75,6 +81,7 @@ def test_every_parameter_in_the_file_exists_with_its_type():
 
 def test_colcon_installs_executables_launch_config_and_data(install, sourced):
     tools = ["pick_place", "monitor", "distil", "evaluate", "record_expert", "train_vae", "rollout", "run_task"]
+    tools += ["corruption_sheet", "dream"]
     for name in [*ALL, *tools]:
         assert os.access(install / "lib" / "sage_ros" / name, os.X_OK), f"ros2 run sage_ros {name} would not work"
     assert (install / "share/ament_index/resource_index/packages/sage_ros").is_file()

@@ -22,7 +22,7 @@ from std_msgs.msg import Float32, Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.limits import JointLimits
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, values_of
 from sage_ros.nodes.messages import nanoseconds
 from sage_ros.nodes.safety_filter import SafetyFilterNode
 
@@ -207,10 +207,23 @@ class TestFaultsThatItRecoversFromByItself:
             publisher.publish(DiagnosticArray(status=[DiagnosticStatus(message=state, values=values)]))
 
         told = len(rig.states)
+        enter("WAKE", False, "holds before REST")
+        assert rig.until("HOLDING", since=told) == "WAKE: holds before REST"
+        running.probe.until(lambda: values_of(rig.states[-1].status[0])["at_rest"] == "True", "rest")
+        enter("REST", False, "no task")
+        begin, sent = time.monotonic(), len(rig.commands)
+        running.probe.until(lambda: time.monotonic() - begin > 0.5, "half a second of REST")
+        assert 2 <= len(rig.commands) - sent <= 10, "where nothing moves ten set points a second will do"
+        enter("WAKE", True, "task")
+        rig.until("RUNNING")
+        assert_keeps(running.limits, rig.commands, rig.middle)
+
         enter("CRISIS", False, "confidence is low")
-        assert rig.until("HOLDING", since=told) == "CRISIS: confidence is low"
+        assert rig.until("DRY_RUN") == "CRISIS: confidence is low"
         rig.rest()
+        assert rig.enable() == (False, "CRISIS: confidence is low: call metabolic_manager/reset first")
         enter("WAKE", True, "reset")
+        running.probe.until(lambda: rig.enable()[0], "the end of the crisis to be heard")
         rig.until("RUNNING")
         assert_keeps(running.limits, rig.commands, rig.middle)
 

@@ -120,3 +120,12 @@ def test_a_calibration_survives_storage(calibration):
     assert np.allclose(a.surprise, b.surprise, atol=1e-4)
     with pytest.raises(ValueError, match="lacks relevance"):
         Calibration.from_arrays({k: v for k, v in calibration.arrays().items() if k != "relevance"})
+
+
+def test_a_picture_that_never_moved_is_no_surprise_while_it_stays():
+    still = np.ones((10, 4, 3), np.float32)
+    attention = TrustAttention(Calibration.fit([still], 20.0))
+    for _ in range(3):
+        found = attention.update(still[0], 0.05)
+    assert (found.surprise == 0.0).all()
+    assert (attention.update(still[0] + 1.0, 0.05).surprise > 0.5).all()

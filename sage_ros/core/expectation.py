@@ -124,17 +124,17 @@ class Expectation:
         aim = (state[known][:, who] - commands[known, 0][:, measured_ >= 0]) if known.any() else np.empty((0, len(who)))
         followed = _ridge(told_by, aim, 1e-3) if known.any() else np.zeros((1 + DELAYS * len(measured_), len(who)))
         floor = (TOLERANCE / joints[1]) ** 2
-        return cls(
-            *(np.asarray(array, np.float32) for array in (
-                mean.reshape(episodes[0].tokens.shape[1:]), scale.reshape(episodes[0].tokens.shape[1:]), basis, spread,
-                joints, waves, seen, _precision(components - lifted @ seen, 1e-3 * spread**2), told,
-                _precision((state - joints[0]) / joints[1] - products @ told, floor))),
-            measured=measured_,
-            followed=followed.astype(np.float32),
-            followed_precision=_precision(aim - told_by @ followed, np.full(len(who), TOLERANCE**2)).astype(np.float32),
-            texture=np.append(texture, (detail - lifted @ texture).std() + 1e-3).astype(np.float32),
-            outside=outside.astype(np.float32),
-        )  # fmt: skip
+        shape = episodes[0].tokens.shape[1:]
+        found = {
+            "mean": mean.reshape(shape), "scale": scale.reshape(shape), "basis": basis, "spread": spread,
+            "joints": joints, "waves": waves,
+            "seen": seen, "seen_precision": _precision(components - lifted @ seen, 1e-3 * spread**2),
+            "told": told, "told_precision": _precision((state - joints[0]) / joints[1] - products @ told, floor),
+            "followed": followed,
+            "followed_precision": _precision(aim - told_by @ followed, np.full(len(who), TOLERANCE**2)),
+            "texture": np.append(texture, (detail - lifted @ texture).std() + 1e-3), "outside": outside,
+        }  # fmt: skip
+        return cls(measured=measured_, **{name: np.asarray(array, np.float32) for name, array in found.items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, as a checkpoint stores them."""

@@ -6,66 +6,13 @@ thresholds per decision so that it does not flap. Energy is a token bucket over 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
-from enum import Enum
 
-from sage_ros.core.options import check, option
+from sage_ros.core.allowance import State, Thresholds
 
-
-class State(str, Enum):
-    WAKE = "WAKE"  # normal work
-    FOCUS = "FOCUS"  # the picture is not what was expected: look harder
-    REST = "REST"  # no task, or no energy: hold still and recover
-    DREAM = "DREAM"  # a long rest: time to learn from what was recorded
-    CRISIS = "CRISIS"  # hold, and stay so until somebody resets it
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What a state allows."""
-
-    vision_rate: float = option(40.0, "most camera frames encoded per second (Hz)", low=0.1, high=1000.0)
-    policy_rate: float = option(40.0, "most chunks inferred per second (Hz); 0 stops the policy", low=0.0, high=1000.0)
-    refine_steps: int = option(0, "refinement steps that the vision may spend on a frame", low=0, high=100)
-    learning: bool = option(False, "whether learning from recorded sessions is allowed")
-    actuation: bool = option(True, "whether commands may reach a robot")
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-ALLOWANCES: Mapping[State, Allowance] = {
-    State.WAKE: Allowance(vision_rate=40.0, policy_rate=40.0, refine_steps=0, learning=False, actuation=True),
-    State.FOCUS: Allowance(vision_rate=80.0, policy_rate=80.0, refine_steps=0, learning=False, actuation=True),
-    State.REST: Allowance(vision_rate=2.0, policy_rate=0.0, refine_steps=0, learning=False, actuation=False),
-    State.DREAM: Allowance(vision_rate=0.5, policy_rate=0.0, refine_steps=0, learning=True, actuation=False),
-    State.CRISIS: Allowance(vision_rate=5.0, policy_rate=0.0, refine_steps=0, learning=False, actuation=False),
-}
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When to change state. Energies are shares of a full bucket."""
-
-    dwell: float = option(1.0, "least time in a state (s); waking and CRISIS do not wait", low=0.0, high=60.0)
-    focus_below: float = option(0.8, "confidence below which the robot looks harder (FOCUS)", low=0.0, high=1.0)
-    focus_above: float = option(0.95, "confidence above which FOCUS ends", low=0.0, high=1.0)
-    focus_energy: float = option(0.5, "energy needed to start FOCUS", low=0.0, high=1.0)
-    tired: float = option(0.2, "energy below which the robot rests even with a task", low=0.0, high=1.0)
-    rested: float = option(0.6, "energy above which a rest may end", low=0.0, high=1.0)
-    dream_after: float = option(60.0, "rest without a task before DREAM (s)", low=0.0, high=86400.0)
-    dream_energy: float = option(0.4, "energy needed to start DREAM", low=0.0, high=1.0)
-    dream_longest: float = option(300.0, "longest DREAM (s)", low=0.0, high=86400.0)
-    crisis_confidence: float = option(0.3, "confidence below which a task becomes a CRISIS", low=0.0, high=1.0)
-    crisis_after: float = option(0.5, "how long confidence must stay low before CRISIS (s)", low=0.0, high=60.0)
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.crisis_confidence < self.focus_below < self.focus_above:
-            raise ValueError("need crisis_confidence < focus_below < focus_above, or states would flap")
-        if not self.tired < min(self.dream_energy, self.focus_energy) or not self.tired < self.rested:
-            raise ValueError("need tired below dream_energy, focus_energy and rested, or states would flap")
+WORKING = (State.WAKE, State.FOCUS)
+STILL = (State.REST, State.DREAM)
 
 
 @dataclass
@@ -82,11 +29,15 @@ class Energy:
         if self.level < 0:
             self.level = self.capacity
 
+    @property
+    def share(self) -> float:
+        return self.level / self.capacity
+
     def advance(self, elapsed: float, spent: float) -> float:
         """Recharge over ``elapsed`` s, pay ``spent`` s of compute; returns the share left, in [0, 1]."""
         self.level += self.recharge * max(elapsed, 0.0) - max(spent, 0.0)
         self.level = min(max(self.level, 0.0), self.capacity)
-        return self.level / self.capacity
+        return self.share
 
 
 @dataclass(frozen=True)
@@ -96,39 +47,94 @@ class Senses:
     now: float
     energy: float  # share of a full bucket
     task: bool  # there is something to do
-    confidence: float = 1.0  # relevance-weighted trust
+    confidence: float = 1.0  # relevance-weighted trust in the picture
+    certainty: float = 1.0  # how sure the student is of its chunks
     fault: str = ""  # a node's error, in words
+    held: bool = True  # the robot stands still, or nobody commands it
+    battery: float = math.nan  # share of a full battery; nan: unknown
+    docked: bool = False  # it is being charged
+    temperature: float = math.nan  # of the hottest part, degrees Celsius; nan: unknown
 
 
 class Metabolism:
-    """The state machine: feed it :class:`Senses`, read ``state`` and ``reason``."""
+    """The state machine: feed it :class:`Senses`, read ``state``, ``reason`` and ``pause``.
+
+    ``pause`` is why the robot must hold although its state would let it move: it is about to rest, or for the moment
+    the picture cannot be believed. REST and DREAM are entered only once the robot is ``held``.
+    """
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.thresholds = thresholds or Thresholds()
         self.state = State.REST
         self.reason = "started"
+        self.pause = ""
         self.override: State | None = None
         self._since: float | None = None  # when this state began; None before the first update
         self._doubtful_since: float | None = None
+        self._holding_since: float | None = None  # when the robot was asked to hold, for a state that needs it
+        self._weak: dict[str, str] = {}  # of energy, battery, heat: what forces a rest, in words
+        self._alarm = ""  # somebody asked for a CRISIS
         self._reset_asked = False
 
+    @property
+    def weakness(self) -> str:
+        """What forces a rest, in words; empty: nothing does."""
+        return "; ".join(self._weak.values())
+
+    def alarm(self, why: str) -> None:
+        """Ask for CRISIS at the next update."""
+        self._alarm = why
+
     def reset_crisis(self) -> None:
-        """Ask to leave CRISIS; granted at the next update if its cause is gone."""
+        """Ask to leave CRISIS; granted at the next update if its cause is gone and the robot stands still."""
         self._reset_asked = True
 
     def update(self, senses: Senses) -> bool:
-        """Decide; returns whether the state changed."""
+        """Decide; returns whether ``state`` or ``pause`` changed."""
         if self._since is None or self._since > senses.now:  # the first time, or the clock went back
-            self._since, self._doubtful_since = senses.now, None
+            self._since, self._doubtful_since, self._holding_since = senses.now, None, None
+        before = self.state, self.pause
+        self._feel(senses)
         target, reason = self._decide(senses)
-        if target is self.state:
-            return False
-        self.state, self.reason, self._since = target, reason, senses.now
-        return True
+        self.pause = ""
+        if self.state in WORKING and target in STILL and not senses.held:
+            target, reason = self._hold(target, reason, senses.now)
+        else:
+            self._holding_since = None
+        if target in WORKING and self._doubtful_since is not None:
+            self.pause = self.pause or "the picture cannot be believed"
+        if target is not self.state:
+            self.state, self.reason, self._since = target, reason, senses.now
+        return (self.state, self.pause) != before
+
+    def _hold(self, target: State, reason: str, now: float) -> tuple[State, str]:
+        """The robot must stand still first: until then it stays in its state, but is not allowed to move."""
+        self._holding_since = now if self._holding_since is None else self._holding_since
+        if now - self._holding_since > self.thresholds.hold_within:
+            self._holding_since = None
+            return State.CRISIS, f"no hold within {self.thresholds.hold_within:g} s, before {target.value}: {reason}"
+        self.pause = f"holds before {target.value}: {reason}"
+        return self.state, self.reason
+
+    def _feel(self, s: Senses) -> None:
+        """What forces a rest: begins beyond one threshold and ends beyond another. What is unknown forces nothing."""
+        t = self.thresholds
+        for name, value, weak, well, why in (
+            ("energy", s.energy, s.energy < t.tired, s.energy > t.rested, f"{s.energy:.0%} below {t.tired:.0%}"),
+            ("battery", s.battery, s.battery < t.battery_low, s.battery > t.battery_enough,
+             f"{s.battery:.0%} below {t.battery_low:.0%}"),
+            ("temperature", s.temperature, s.temperature > t.hot, s.temperature < t.cool,
+             f"{s.temperature:.0f} C above {t.hot:.0f} C"),
+        ):  # fmt: skip
+            if weak:
+                self._weak.setdefault(name, f"{name} {why}")
+            elif well or math.isnan(value):
+                self._weak.pop(name, None)
 
     def _danger(self, s: Senses) -> str:
-        if s.fault:
-            return s.fault
+        alarm, self._alarm = self._alarm, ""
+        if alarm or s.fault:
+            return alarm or s.fault
         if not s.task or s.confidence >= self.thresholds.crisis_confidence:
             self._doubtful_since = None
             return ""
@@ -145,30 +151,47 @@ class Metabolism:
         danger, asked = self._danger(s), self._reset_asked
         self._reset_asked = False
         if danger:
-            return State.CRISIS, danger
+            return State.CRISIS, self.reason if here is State.CRISIS else danger
         if here is State.CRISIS:
-            return (State.REST, "reset by the operator") if asked else stay
+            return (State.REST, "reset by the operator") if asked and s.held else stay
+        if self.override is State.DREAM and s.task:
+            self.override = None  # a robot with a task does not dream, whoever asked for it
         if self.override is not None:
             return self.override, "override"
+        weak = self.weakness
+        if here in STILL and s.task and not weak:
+            return State.WAKE, "task"
         if here is State.DREAM and s.task:
-            return State.WAKE, "task"
-        if here is State.REST and s.task and s.energy > t.rested:
-            return State.WAKE, "task"
+            return State.REST, weak
         if lasted < t.dwell:  # waking never waits
             return stay
-        working = here in (State.WAKE, State.FOCUS)
-        if working and s.energy < t.tired:
-            return State.REST, f"energy {s.energy:.0%} below {t.tired:.0%}"
-        if working and not s.task:
-            return State.REST, "no task"
-        if here is State.WAKE and s.confidence < t.focus_below and s.energy > t.focus_energy:
-            return State.FOCUS, f"confidence {s.confidence:.2f} below {t.focus_below}"
-        if here is State.FOCUS and s.confidence > t.focus_above:
-            return State.WAKE, f"confidence {s.confidence:.2f} again"
-        if here is State.FOCUS and s.energy < (t.tired + t.focus_energy) / 2:
-            return State.WAKE, f"energy {s.energy:.0%} is too low for FOCUS"
-        if here is State.REST and not s.task and lasted >= t.dream_after and s.energy > t.dream_energy:
-            return State.DREAM, f"no task for {t.dream_after:.0f} s"
-        if here is State.DREAM and (s.energy < t.tired or lasted >= t.dream_longest):
-            return State.REST, "dreamt enough" if s.energy >= t.tired else f"energy {s.energy:.0%}"
+        if here in WORKING:
+            return self._at_work(s, weak)
+        if here is State.DREAM:
+            return (State.REST, self._enough(s, lasted)) if self._enough(s, lasted) else stay
+        after = t.dream_docked if s.docked else t.dream_after
+        if lasted >= after and s.held and s.energy > t.dream_energy and not self._enough(s, 0.0):
+            return State.DREAM, f"no task for {after:g} s"
         return stay
+
+    def _at_work(self, s: Senses, weak: str) -> tuple[State, str]:
+        t = self.thresholds
+        if weak or not s.task:
+            return State.REST, weak or "no task"
+        if self.state is State.WAKE:
+            doubt = f"confidence {s.confidence:.2f} below {t.focus_below}" if s.confidence < t.focus_below else ""
+            if not doubt and s.certainty < t.unsure_below:
+                doubt = f"the student's confidence {s.certainty:.2f} below {t.unsure_below}"
+            return (State.FOCUS, doubt) if doubt and s.energy > t.focus_energy else (State.WAKE, self.reason)
+        if s.confidence > t.focus_above and s.certainty > t.sure_above:
+            return State.WAKE, f"confidence {s.confidence:.2f} and {s.certainty:.2f} again"
+        if s.energy < (t.tired + t.focus_energy) / 2:
+            return State.WAKE, f"energy {s.energy:.0%} is too low for FOCUS"
+        return State.FOCUS, self.reason
+
+    def _enough(self, s: Senses, dreamt: float) -> str:
+        """Why a dream of ``dreamt`` s must end, or none may begin."""
+        kept = {name: why for name, why in self._weak.items() if name != "battery" or not s.docked}
+        if s.task or kept:
+            return "; ".join(kept.values()) or "a task waits"
+        return "dreamt enough" if dreamt >= self.thresholds.dream_longest else ""

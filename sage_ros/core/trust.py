@@ -61,7 +61,7 @@ class Calibration:
         return cls(
             momentum=momentum,
             variance=variance.astype(np.float32),
-            limit=float(np.quantile(distance, QUANTILE)),
+            limit=max(float(np.quantile(distance, QUANTILE)), 1e-6),  # above 0 also where nothing ever moved
             relevance=(movement / movement.sum()).astype(np.float32),
             rate=float(rate),
         )
@@ -87,6 +87,21 @@ class Calibration:
         if checks is not None and checks.expectation.mean.shape != variance.shape:
             raise ValueError(f"checks are for tokens {checks.expectation.mean.shape}, not {variance.shape}")
         return cls(momentum, variance, limit, relevance, rate, checks)
+
+
+def narrowed(weights: np.ndarray, breadth: float) -> np.ndarray:
+    """Attention on the fewest tokens that hold at least the share ``breadth`` of all ``weights`` (any shape, >= 0).
+
+    Their sum, the confidence, stays what it is: where the robot looks does not change how sure it is.
+    """
+    total = weights.sum()
+    if breadth >= 1.0 or total <= 0.0:
+        return weights
+    order = np.argsort(weights, axis=None)[::-1]
+    kept = order[: int(np.searchsorted(np.cumsum(weights.flat[order]), breadth * total)) + 1]
+    narrow = np.zeros_like(weights)
+    narrow.flat[kept] = weights.flat[kept]
+    return narrow * (total / narrow.sum())
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,12 @@ class TrustAttention:
     def why(self) -> str:
         """Which statistics of the sources are beyond their limits; empty: none."""
         return ", ".join(self._check.beyond) if self._check is not None else ""
+
+    def recalibrate(self, calibration: Calibration) -> None:
+        """Go on with another calibration of the same tokens, without forgetting the stream; other checks begin anew."""
+        if calibration.checks is not self.calibration.checks:
+            self._check = None if calibration.checks is None else CrossCheck(calibration.checks, calibration.rate)
+        self.calibration = self._attended.calibration = self._raw.calibration = calibration
 
     def update(
         self,

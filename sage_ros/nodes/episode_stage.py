@@ -114,6 +114,7 @@ class EpisodeStage:
             prefix = f"{topic_name(name)}/" if len(self._names) > 1 else ""
             self._cameras[name] = CameraTopics(self._node, name, prefix, c.compression, c.jpeg_quality, info)
         self._tasks = self._node.publish_on(String, "task", LATCHED)
+        self._asked = ""  # the task of the moment
         self._events = self._node.publish_on(String, "~/events", EVENTS)
         self._episodes = self._node.publish_on(DiagnosticArray, "~/episode", LATCHED)
         if c.publish_clock:
@@ -136,6 +137,8 @@ class EpisodeStage:
         return Playlist(order, [lengths[index] for index in order])
 
     def ready(self) -> None:
+        first = self.playlist(0).episodes[0]  # who rests does not look before there is something to do
+        self._ask(self._dataset[self._dataset.indices.index(first)].task)
         deadline = time.monotonic() + self.config.wait
         while (found := self._listeners()) < self.config.listeners and self.player.wait(0.05):
             if time.monotonic() >= deadline:
@@ -145,6 +148,11 @@ class EpisodeStage:
         # Discovery has two sides: a listener that we have found may take up to a second or two to find us.
         self.player.wait(self.config.settle)
         self._look_for_rivals()  # once more: those who were not discovered yet when the node was configured
+
+    def _ask(self, task: str) -> None:
+        if task != self._asked:
+            self._asked = task
+            self._tasks.publish(String(data=task))
 
     def _look_for_rivals(self) -> None:
         """Raises ValueError if others command the robot or make the time. Of our name is who was killed before us."""
@@ -172,14 +180,14 @@ class EpisodeStage:
         self._about = {"episode": index, "row": row, "rows": len(episode), "fps": episode.fps, "task": episode.task}
         self._about["dataset"] = str(self._dataset.path)
         self._emit("begin", **self._about)
-        self._tasks.publish(String(data=episode.task))
+        self._ask(episode.task)
         if self._actions is not None and self.config.approach:
             self._come_near(episode, row)
         return True
 
     def leave(self) -> None:
         self._emit("end", **self._about)
-        self._tasks.publish(String(data=""))
+        self._ask("")
 
     def close(self, how: str, error: str = "") -> None:
         if error:
@@ -188,7 +196,7 @@ class EpisodeStage:
             self._emit(how, error=error)
         else:
             self._emit(how)
-        self._tasks.publish(String(data=""))
+        self._ask("")
 
     def prepare(self, place: int, row: int) -> Row:
         """Build a row's messages before it is due, so that its stamp is the moment it goes out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from copy import copy
 from typing import Any, ClassVar
 
 import rclpy
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
@@ -28,8 +28,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.task import Future
+from rclpy.timer import Timer
 
-from sage_ros.core.timing import Stopwatch
+from sage_ros.core.heard import Heard
+from sage_ros.core.pace import Pace
+from sage_ros.core.parents import follow_parent
+from sage_ros.core.timing import SECOND, Stopwatch
 from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.parameters import declare, read
 
@@ -40,8 +44,6 @@ EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durabilit
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of a node that is only half discovered
-PARENT = "SAGE_ROS_PARENT"  # process id
-PR_SET_PDEATHSIG = 1
 
 Status = tuple[bytes, str, dict[str, object]]
 EXPECTED_ERRORS = (ValueError, RuntimeError, OSError, LookupError)
@@ -69,6 +71,9 @@ class SageNode(LifecycleNode):
         self.counts: Counter[str] = Counter()  # frames in, out, skipped and why
         self.watch = Stopwatch()  # the node's own computing, without ROS
         self.config: Any = None
+        self.pace = Pace()  # as the metabolic state asks, for a node that listens to it
+        self._heard: dict[str, tuple[Heard, Callable[[Pace], bool]]] = {}
+        self._whiles: list[tuple[Callable[[Pace], bool], Callable[[], Any], list[Any]]] = []
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._alive = announce(self)
@@ -126,16 +131,45 @@ class SageNode(LifecycleNode):
         self._entities.append((self.destroy_subscription, subscription))
         return subscription
 
-    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
+    def listen_while(self, wanted: Callable[[Pace], bool], *args: Any, **kwargs: Any) -> list[Any]:
+        """:meth:`listen` to a stream only while the metabolic state wants it: otherwise it is not even received.
+
+        Returns a list with the subscription of the moment, or without any.
+        """
+        stream: list[Any] = []
+        self._whiles.append((wanted, lambda: self.listen(*args, **kwargs), stream))
+        self.follow_pace()
+        return stream
+
+    def hears(self, topic: str, wanted: Callable[[Pace], bool] = lambda pace: True) -> Callable[[Time], None]:
+        """Watch a topic: to be called with each message's stamp. Its rate and delay are told in diagnostics, with a
+        warning where nothing comes although the node is active and the state wants it.
+        """
+        heard = Heard()
+        self._heard[topic] = heard, wanted
+        return lambda stamp: heard.tick(stamp.sec * SECOND + stamp.nanosec, self.get_clock().now().nanoseconds)
+
+    def follow_pace(self) -> None:
+        """Take up the streams that are wanted by now, and drop the others."""
+        for wanted, listen, stream in self._whiles:
+            if wanted(self.pace) and not stream:
+                stream.append(listen())
+            elif not wanted(self.pace) and stream:
+                subscription = stream.pop()
+                self._entities.remove((self.destroy_subscription, subscription))
+                self.destroy_subscription(subscription)
+
+    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> Timer:
         """A timer that runs while the node is active."""
         timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
         self._entities.append((self.destroy_timer, timer))
+        return timer
 
-    def in_step(self, period: float, callback: Callable[[], None]) -> None:
+    def in_step(self, period: float, callback: Callable[[], None]) -> Timer | None:
         """Call back each ``period`` (s) of the node's clock while the node is active.
 
         In simulated time by the clock's own messages: a timer that is late for one of them misses that moment for good,
-        and a world that waits for its answer would wait for ever.
+        and a world that waits for its answer would wait for ever. Returns the timer, where it is one.
         """
         if not self.get_parameter("use_sim_time").value:
             return self.every(period, callback, clock=self.steady)
@@ -151,6 +185,7 @@ class SageNode(LifecycleNode):
         step = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
         handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
         self._entities.append((lambda jumps: jumps.unregister(), handle))
+        return None
 
     def met(self, topics: Container[str]) -> bool:
         """Whether somebody is found at the other end of whatever it says and hears on ``topics`` (full names).
@@ -174,12 +209,17 @@ class SageNode(LifecycleNode):
         infos = self.get_publishers_info_by_topic(self.resolve_topic_name(topic))
         return sorted(f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos if i.node_name != UNKNOWN)
 
-    def listen_to_metabolism(self, callback: Callable[[dict[str, str]], None]) -> None:
-        """Call back with the metabolic state's values, such as ``vision_rate``, and its name as ``state``."""
+    def listen_to_metabolism(self, callback: Callable[[Pace], None]) -> None:
+        """Follow the metabolic state: ``self.pace``, and the streams of :meth:`listen_while`. Calls back with each."""
 
         def unpack(message: DiagnosticArray) -> None:
             status = message.status[0]
-            callback({"state": status.message} | values_of(status))
+            try:
+                self.pace = Pace.of(status.message, values_of(status))
+            except ValueError as problem:
+                return self.complain(f"{problem}: not followed")
+            self.follow_pace()
+            callback(self.pace)
 
         self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)
 
@@ -236,6 +276,9 @@ class SageNode(LifecycleNode):
         while self._entities:
             destroy, entity = self._entities.pop()
             destroy(entity)
+        self._whiles.clear()
+        self._heard.clear()
+        self.pace = Pace()
         self.counts.clear()
 
     def _autostart(self) -> None:
@@ -273,13 +316,19 @@ class SageNode(LifecycleNode):
             self.clear()
 
     def diagnose(self) -> None:
-        """Publish the node's status on /diagnostics (REP 107)."""
+        """Publish the node's status on /diagnostics (REP 107), and that of each topic it watches."""
         level, summary, figures = self.status()
         common = {"busy_s": f"{self.watch.total:.6f}", "pid": os.getpid(), **self.counts, **figures}
         if self.watch.spans:
             common |= {"own_ms_p50": f"{self.watch.milliseconds(0.5):.3f}"}
             common |= {"own_ms_p99": f"{self.watch.milliseconds(0.99):.3f}"}
-        self._diagnostics.publish(self.report("pipeline", level, summary, common))
+        message = self.report("pipeline", level, summary, common)
+        steady = self.steady.now().nanoseconds / 1e9
+        for topic, (heard, wanted) in self._heard.items():
+            well, words, values = heard.report(steady, self.active and wanted(self.pace))
+            level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
+            message.status += self.report(f"{topic} topic status", level, words, values).status
+        self._diagnostics.publish(message)
 
     def report(self, subject: str, level: bytes, summary: str, values: Mapping[str, object]) -> DiagnosticArray:
         """What this node says of ``subject`` at this moment, as a message."""
@@ -357,11 +406,8 @@ class StopRequest(threading.Event):
         super().__init__()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self.set())
-        parent = os.environ.get(PARENT)
-        if parent and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != int(parent):  # it died before we asked
-                self.set()
+        if follow_parent(signal.SIGTERM):
+            self.set()
 
 
 def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> int:

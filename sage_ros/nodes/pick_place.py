@@ -18,8 +18,10 @@ import yaml
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from sage_ros.core.parents import PARENT
 from sage_ros.nodes.corrupt import Corrupt
-from sage_ros.nodes.lifecycle import PARENT, SageNode, Spinner, StopRequest
+from sage_ros.nodes.dreamer import Dreamer
+from sage_ros.nodes.lifecycle import SageNode, Spinner, StopRequest
 from sage_ros.nodes.metabolic_manager import MetabolicManager
 from sage_ros.nodes.replayer import Replayer
 from sage_ros.nodes.safety_filter import SafetyFilterNode
@@ -28,6 +30,8 @@ from sage_ros.nodes.supervision import BringupError, Supervisor
 from sage_ros.nodes.trust_attention import TrustAttentionNode
 from sage_ros.nodes.vision_irp import VisionIrp
 from sage_ros.paths import checkpoint_path, profiles_variable, share
+from sage_ros.policy.champions import CURRENT, Champions
+from sage_ros.policy.manifest import CheckpointError
 
 SOURCES = {"replay": "replayer", "sim": "sim_robot", "camera": ""}
 STANDSTILL = 5.0  # s that a process may stand still before it is killed, to be started again
@@ -48,7 +52,7 @@ PIPELINE: dict[str, Callable[[], SageNode]] = {
     "vision_irp": VisionIrp,
 }
 NODES = PIPELINE | {"replayer": Replayer}
-ALL = NODES | {"corrupt": Corrupt, "sim_robot": sim_robot}
+ALL = NODES | {"corrupt": Corrupt, "sim_robot": sim_robot, "dreamer": Dreamer}
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -76,6 +80,9 @@ def parse(args: list[str]) -> argparse.Namespace:
     add("--rate", type=float, default=1.0, help="playback speed (default: 1.0)")
     add("--loop", type=_flag, nargs="?", const=True, default=False, metavar="BOOL", help="replay for ever")
     add("--checkpoint", default="", help="student checkpoint folder (default: the one in the package)")
+    add("--champions", default="", metavar="DIR",
+        help="learn while the robot dreams: this robot's students, which begin with --checkpoint (docs/dreaming.md)")
+    add("--sessions", default="", metavar="DIR", help="with --champions: the recorder's data set, to learn from")
     add("--params-file", default="", help="ROS parameter file for all nodes (default: config/pick_place.yaml)")
     add("--use-sim-time", type=_flag, nargs="?", const=True, default=False, metavar="BOOL",
         help="run on /clock, which the replayer or the simulated robot then publishes")
@@ -99,9 +106,15 @@ def parameters(options: argparse.Namespace) -> dict[str, object]:
     # Each node by its name: in the file given there may be names, and those would go under a wildcard's values here.
     named = (*PIPELINE, "monitor")
     own: dict[str, dict[str, object]] = {name: {"use_sim_time": options.use_sim_time} for name in named}
-    if options.checkpoint:
+    checkpoint = str(Path(options.checkpoint).resolve()) if options.checkpoint else ""
+    if options.champions:
+        champions, sessions = Path(options.champions).resolve(), Path(options.sessions).resolve()
+        own["dreamer"] = {"use_sim_time": options.use_sim_time, "champions": str(champions), "checkpoint": checkpoint,
+                          "sessions": str(sessions) if options.sessions else ""}  # fmt: skip
+        checkpoint = str(champions / CURRENT)
+    if checkpoint:
         for name in ("safety_filter", "sage_policy", "trust_attention", "vision_irp"):
-            own[name]["checkpoint"] = str(Path(options.checkpoint).resolve())
+            own[name]["checkpoint"] = checkpoint
     # A source's clock is the wall, never its own /clock.
     clock = {"use_sim_time": False, "publish_clock": options.use_sim_time}
     there = options.dataset and Path(options.dataset).exists()  # if not, it may be a name on the hub
@@ -216,7 +229,7 @@ def main(args: list[str] | None = None) -> int:
             overrides.flush()
             user_args = argv[argv.index("--ros-args") :] if "--ros-args" in argv else []
             return _run(options, _ros_args(options, [params_file, overrides.name]) + user_args, stack)
-    except (BringupError, FileNotFoundError) as error:
+    except (BringupError, CheckpointError, FileNotFoundError) as error:
         print(f"pick_place: {error}", file=sys.stderr)
         return 1
 
@@ -227,7 +240,7 @@ def _ros_args(options: argparse.Namespace, params_files: list[str]) -> list[str]
     for path in params_files:
         ros_args += ["--params-file", path]
     ros_args += ["-r", f"__ns:=/{options.namespace.strip('/')}"] if options.namespace else []
-    # What the robot was last told is, in a replay, what the demonstrator told it: to those who plan and judge, not to others.
+    # In a replay the robot was last told what the demonstrator told it: for those who plan and judge, nobody else.
     if options.source == "replay":
         for name in ("sage_policy", "trust_attention"):
             ros_args += ["-r", f"{name}:last_command:=demo/action"]
@@ -238,7 +251,9 @@ def _run(options: argparse.Namespace, ros_args: list[str], stack: ExitStack) -> 
     rclpy.init(args=ros_args, signal_handler_options=SignalHandlerOptions.NO)
     stack.callback(rclpy.try_shutdown)
     stopped = StopRequest()
-    names = [*PIPELINE, *filter(None, [SOURCES[options.source]])]
+    names = [*PIPELINE, *filter(None, [options.champions and "dreamer", SOURCES[options.source]])]
+    if options.champions:
+        Champions.found(options.champions, checkpoint_path(options.checkpoint))  # what the nodes come up with
     pipeline = Separate(names, ros_args) if options.processes else Composed(names, ros_args)
     stack.callback(pipeline.close)
     watcher = _watch(options, ros_args) if options.report else None

@@ -11,8 +11,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float32
 
+from sage_ros.core.allowance import State
 from sage_ros.core.joints import JointError, JointLayout
-from sage_ros.core.metabolism import State
+from sage_ros.core.pace import Pace
 from sage_ros.episodes.archive import ACTION, STATE, Archive
 from sage_ros.episodes.take import Stream
 from sage_ros.nodes.lifecycle import SageNode
@@ -30,7 +31,7 @@ SIGNALS: dict[str, tuple[str, ...]] = {
     "sage.trust": ("trust_mean", "trust_min"),
     "sage.surprise": ("surprise_mean", "surprise_max"),
     "sage.metabolism": ("state", "energy", "vision_rate", "policy_rate"),
-}  # a value that was not heard is -1; the state is its place in core.metabolism.State
+}  # a value that was not heard is -1; the state is its place in core.allowance.State
 STATES = tuple(State)
 
 
@@ -115,9 +116,9 @@ class Inputs:
         extreme = values.min() if column == "sage.trust" else values.max()
         self._hear(column, nanoseconds(message.header.stamp), [values.mean(), extreme])
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        state = STATES.index(State(values["state"]))
-        figures = [float(values[key]) for key in SIGNALS["sage.metabolism"][1:]]
+    def _on_metabolism(self, pace: Pace) -> None:
+        state = STATES.index(State(pace.state))
+        figures = [pace.energy, pace.vision_rate, pace.policy_rate]
         self._hear("sage.metabolism", self._node.get_clock().now().nanoseconds, [state, *figures])
 
     def _hear(self, column: str, stamp: int, values: list[float]) -> None:

@@ -23,6 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import check, option
+from sage_ros.core.pace import Pace
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, StopRequest, make_executor, run, values_of
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness, announce
 from sage_ros.nodes.monitor import LiveLine
@@ -225,8 +226,8 @@ class RunTask(SageNode):
         if self.attempt is not None and self.running:
             self.attempt.set_points += 1
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        self._metabolism = values["state"]
+    def _on_metabolism(self, pace: Pace) -> None:
+        self._metabolism = pace.state
 
     def _on_feedback(self, message: DiagnosticStatus) -> None:
         if message.hardware_id != self._who:

@@ -14,17 +14,22 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
+from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float32, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from sage_ros.core.allowance import State
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.execution import ExecutionConfig
 from sage_ros.core.gate import GateConfig, Refusal
 from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
+from sage_ros.core.metabolism import STILL
 from sage_ros.core.options import option
+from sage_ros.core.pace import Pace
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
+from sage_ros.core.timing import SECOND
 from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
@@ -33,6 +38,8 @@ from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range
 
 POLICY = "sage_policy"  # the node whose end is noticed at once
+LOOK, SELDOM = 0.05, 2.0  # s between looks at who else commands the robot; times a second at rest
+HEARING = 1.0  # s in which a robot at rest is heard of that is to be enabled
 BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
 DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged
 LEVELS = {
@@ -51,6 +58,8 @@ class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
     max_velocity: float = option(2.0, "greatest speed of any joint (rad/s)", low=0.001, high=100.0)
     max_acceleration: float = option(12.0, "greatest acceleration (rad/s^2)", low=0.01, high=1e4)
     max_jerk: float = option(200.0, "greatest jerk (rad/s^3)", low=0.1, high=1e6)
+    rest_rate: float = option(10.0, "set points per second while the robot stands still in REST or DREAM (Hz)",
+                              low=1.0, high=200.0)  # fmt: skip
 
     def __post_init__(self) -> None:
         SafetyConfig.__post_init__(self)
@@ -82,7 +91,7 @@ class SafetyFilterNode(SageNode):
     def __init__(self, **kwargs: object) -> None:
         self._description = ""
         super().__init__("safety_filter", **kwargs)
-        self._told: tuple[Mode, str] | None = None
+        self._told: tuple[Mode, str, bool] | None = None
         self._liveliness: Liveliness | None = None
         # Latched, and perhaps published long before this node is configured
         self.create_subscription(String, "robot_description", self._on_description, LATCHED)
@@ -104,12 +113,18 @@ class SafetyFilterNode(SageNode):
         self._last_message = joint_message(self._joints, np.zeros(len(self._joints)), Header())
         self._told = None
         self._next_ahead = 0.0  # steady: when a hold is told again
+        self._curious = False  # joints are to be heard even at rest,
+        self._arrival, self._hearing_since = Future(), 0.0  #   and have been
+        self._arrival.set_result(False)
+        self._hear_action = self.hears("action", lambda pace: pace.plans)
+        self._hear_joints = self.hears("joint_states", self._wants_joints)
         self.listen(JointTrajectory, "action", self._on_action)
-        self.listen(JointState, "joint_states", self._on_joints)
+        self.listen_while(self._wants_joints, JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
         self.listen_to_metabolism(self._on_metabolism)
-        self.in_step(1.0 / c.control_rate, self._tick)
-        self.every(0.05, self._look_around, clock=self.steady)
+        self._ticker = self.in_step(1.0 / c.control_rate, self._tick)
+        self._looker = self.every(LOOK, self._look_around, clock=self.steady)
+        self._dozing = False
         self.serve(SetBool, "~/enable", self._on_enable)
         self.serve(Trigger, "~/stop", self._on_stop)
         self.serve(Trigger, "~/reset", self._on_reset)
@@ -167,6 +182,7 @@ class SafetyFilterNode(SageNode):
 
     def _on_action(self, message: JointTrajectory) -> None:
         self.counts["chunks_in"] += 1
+        self._hear_action(message.header.stamp)
         now, steady = self._now()
         times = [point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec for point in message.points]
         rows = [point.positions for point in message.points]
@@ -179,19 +195,31 @@ class SafetyFilterNode(SageNode):
             self._send_ahead(now)
 
     def _on_joints(self, message: JointState) -> None:
+        self._hear_joints(message.header.stamp)
         now, steady = self._now()
         stamp = nanoseconds(message.header.stamp)
         try:
             self._filter.joints(stamp, message.name, message.position, now, steady, message.velocity)
         except Refusal as refusal:
-            self._refuse("joint_states", refusal)
+            return self._refuse("joint_states", refusal)
+        if not self._arrival.done():
+            self._arrival.set_result(True)
+
+    def _wants_joints(self, pace: Pace) -> bool:
+        """At rest there is nothing to compare them with but a hold, which is in force; who wakes hears them again."""
+        return self._curious or pace.state not in STILL
 
     def _on_confidence(self, message: Float32) -> None:
         self._filter.confide(message.data)
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        allowed = values["actuation"] == "True"
-        self._filter.forbid("metabolism", "" if allowed else f"{values['state']}: {values.get('reason', '')}")
+    def _on_metabolism(self, pace: Pace) -> None:
+        self._curious &= pace.state in STILL
+        why = "" if pace.actuation else f"{pace.state}: {pace.reason}"
+        self._filter.forbid("metabolism", why)
+        if pace.state == State.CRISIS and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
+            self._filter.disable(why)
+            self.get_logger().error(f"{why}: the robot holds; after metabolic_manager/reset it has to be enabled again")
+        self._doze()
 
     def _on_liveliness(self, name: str, alive: bool) -> None:
         if name == OPERATOR:
@@ -232,8 +260,26 @@ class SafetyFilterNode(SageNode):
             elif steady >= self._next_ahead:  # no chunk may come to do it
                 self._next_ahead = steady + 1.0 / self._row_rate
                 self._send_ahead(now)
-        if (self._filter.mode, self._filter.reason) != self._told:
+        if self._condition != self._told:
             self._tell()
+        self._doze()
+
+    def _doze(self) -> None:
+        """Tick slowly, and look around less often, as long as nothing moves and nothing may."""
+        dozing = self.pace.state in STILL and not self._filter.moving
+        if dozing == self._dozing or self._ticker is None:
+            return
+        self._dozing = dozing
+        for timer, often, seldom in ((self._ticker, self.config.control_rate, self.config.rest_rate),
+                                     (self._looker, 1.0 / LOOK, SELDOM)):  # fmt: skip
+            timer.timer_period_ns = round(SECOND / (seldom if dozing else often))
+            timer.reset()
+
+    @property
+    def _condition(self) -> tuple[Mode, str, bool]:
+        """Mode, reason, and whether the robot is at rest and stays so."""
+        mode = self._filter.mode
+        return mode, self._filter.reason, mode is not Mode.RUNNING and not self._filter.moving
 
     def _send(self, set_point: np.ndarray) -> None:
         values = array.array("d", set_point.tobytes())
@@ -254,6 +300,8 @@ class SafetyFilterNode(SageNode):
 
     def _look_around(self) -> None:
         """Two who command one robot, or two who plan for one filter, are an emergency."""
+        if not self._arrival.done() and time.monotonic() - self._hearing_since > HEARING:
+            self._arrival.set_result(False)
         alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
         for topic in ("joint_command", "joint_trajectory", "action"):
             names = Counter(self.publishers(topic))
@@ -265,20 +313,27 @@ class SafetyFilterNode(SageNode):
                 self._filter.stop(f"{topic} has {names.total()} publishers: {listed}")
 
     def _tell(self) -> None:
-        mode, reason = self._told = (self._filter.mode, self._filter.reason)
-        self._states.publish(self.report("state", LEVELS[mode], mode.value, {"reason": reason}))
+        mode, reason, at_rest = self._told = self._condition
+        self._states.publish(self.report("state", LEVELS[mode], mode.value, {"reason": reason, "at_rest": at_rest}))
 
     def _now(self) -> tuple[int, float]:
         return self.get_clock().now().nanoseconds, time.monotonic()
 
     # Services
 
-    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+    async def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """At rest no joints are heard: then they are waited for."""
+        if request.data and self.active and self.pace.state in STILL and not self._curious:
+            self._curious, self._arrival, self._hearing_since = True, Future(), time.monotonic()
+            self.follow_pace()
+            await self._arrival
         if not request.data:
             self._filter.disable()
             response.success, response.message = True, "disabled: the robot holds"
         elif not self.active:
             response.message = "the node is not active: bring it up first"
+        elif self.pace.state == State.CRISIS:
+            response.message = f"CRISIS: {self.pace.reason}: call metabolic_manager/reset first"
         elif self.config.require_description and not (self._description or self.config.robot_description):
             response.message = "no robot_description yet, and require_description is set"
         else:

@@ -17,11 +17,12 @@ from sage_ros.core.execution import DOUBT, consistency
 from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
-from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.pace import Pace
+from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
+from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
-from sage_ros.paths import checkpoint_path
-from sage_ros.policy.checkpoint import load_checkpoint
+from sage_ros.policy.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class PolicyConfig:
 
 
 class SagePolicy(SageNode):
-    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?).
+    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?),
+    and the same in steps: certainty.
 
     What trust_attention makes of the same frame counts where it comes: attention/joint_states instead of the measured
     ones, and the sum of attention/weights, how far the frame is trusted, as a factor of the confidence.
@@ -61,33 +63,38 @@ class SagePolicy(SageNode):
         self._began: int | None = None  # stamp of the task's first frame
         self._chunk: tuple[int, ActionChunk] | None = None  # with the stamp of its frame
         self._limit = RateLimit(float("inf"))
+        self._swap: HotSwap | None = None
         self._latency = Stopwatch()  # from a frame's stamp to the publication of its action, by the node's clock
 
     def setup(self) -> None:
         torch.set_num_threads(self.config.threads)
-        checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint), self.config.device)
-        self._policy, self._rate = checkpoint.policy, checkpoint.rate
-        self._state_joints, self._action_joints = checkpoint.state_joints, checkpoint.action_joints
-        self._shape = (checkpoint.grid[0] * checkpoint.grid[1], checkpoint.features)
-        self._warm_up()
+        c = self.config
+        self._swap = HotSwap(self, c.checkpoint, self._take, c.device, c.threads)
+        checkpoint = self._swap.checkpoint
+        self._rate, self._state_joints, self._action_joints = (
+            checkpoint.rate, checkpoint.state_joints, checkpoint.action_joints)  # fmt: skip
+        self._answer = trajectory_message(self._action_joints.names, _warm_up(checkpoint), Header())
         names = ", ".join(self._action_joints.names)
         self.get_logger().info(f"plans for {len(self._action_joints)} joints: {names}")
         self._actions = self.publish_on(JointTrajectory, "action", RELIABLE)
         self._confidence = self.publish_on(Float32, "confidence", RELIABLE)
-        self.listen(Image, "attention/tokens", self._on_tokens, STREAM)
-        self.listen(Image, "attention/weights", self._on_weights, STREAM)
-        self.listen(JointState, "attention/joint_states", self._on_attended)
-        self.listen(JointState, "joint_states", self._on_joints)
-        self.listen(JointState, "last_command", self._on_command)
+        self._certainty, self._news = self.publish_on(Float32, "certainty", RELIABLE), News()
+        self._hear = self.hears("attention/tokens", lambda pace: pace.plans)
+        for kind, topic, callback, qos in (
+            (Image, "attention/tokens", self._on_tokens, STREAM),
+            (Image, "attention/weights", self._on_weights, STREAM),
+            (JointState, "attention/joint_states", self._on_attended, RELIABLE),
+            (JointState, "joint_states", self._on_joints, RELIABLE),
+            (JointState, "last_command", self._on_command, RELIABLE),
+        ):
+            self.listen_while(lambda pace: pace.plans, kind, topic, callback, qos)
         self.listen(String, "task", self._on_task, LATCHED, always=True)
         self.listen_to_metabolism(self._on_metabolism)
 
-    def _warm_up(self) -> None:
-        tokens = np.zeros(self._shape, dtype=np.float32)
-        for _ in range(5):
-            chunk = self._policy.infer(Observation(tokens, np.zeros(len(self._state_joints)), None, "warm up"))
-        self._answer = trajectory_message(self._action_joints.names, chunk, Header())
-        self._policy.reset()
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Answer frames with this one from the next on; see HotSwap."""
+        _warm_up(checkpoint)
+        self._policy = checkpoint.policy
 
     def stop(self) -> None:
         self.clear()
@@ -103,8 +110,8 @@ class SagePolicy(SageNode):
 
     # Input
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        self._limit.rate = float(values["policy_rate"])
+    def _on_metabolism(self, pace: Pace) -> None:
+        self._limit.rate = pace.policy_rate
 
     def _on_task(self, message: String) -> None:
         if message.data != self._task:
@@ -140,6 +147,7 @@ class SagePolicy(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._task or self._limit.rate == 0:
             self.counts["idle"] += 1
@@ -165,9 +173,12 @@ class SagePolicy(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         agreement = consistency(stamp, chunk, self._chunk, self.config.doubt)
+        certainty = chunk.confidence * agreement
         trust = self._trusted.at(stamp, int(self.config.joint_tolerance * SECOND))
         trust = 1.0 if trust is None else min(max(trust, 0.0), 1.0)
-        self._confidence.publish(Float32(data=chunk.confidence * agreement * trust))
+        self._confidence.publish(Float32(data=certainty * trust))
+        if self._news.due(certainty, stamp):
+            self._certainty.publish(Float32(data=certainty))
         self._chunk = (stamp, chunk)
         answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
         self._actions.publish(answer)
@@ -177,11 +188,21 @@ class SagePolicy(SageNode):
     def status(self) -> Status:
         work = f"task '{self._task}'" if self._task else "no task"
         line, figures = f"{work}, {self.counts['actions_out']} chunks", dict[str, object]()
+        if self._swap is not None:
+            figures["checkpoint"] = self._swap.name
         if self._latency.spans:
             p50, p99 = (self._latency.milliseconds(quantile) for quantile in (0.5, 0.99))
             line += f", {p50:.1f} ms from image to action"
-            figures = {"latency_ms_p50": f"{p50:.3f}", "latency_ms_p99": f"{p99:.3f}"}
+            figures |= {"latency_ms_p50": f"{p50:.3f}", "latency_ms_p99": f"{p99:.3f}"}
         return DiagnosticStatus.OK, line, figures
+
+
+def _warm_up(checkpoint: Checkpoint) -> ActionChunk:
+    """The first passes of a network cost many times the later ones: pay before frames come."""
+    tokens = np.zeros((checkpoint.grid[0] * checkpoint.grid[1], checkpoint.features), dtype=np.float32)
+    seen = Observation(tokens, np.zeros(len(checkpoint.state_joints)), None, "warm up")
+    chunks = [checkpoint.policy.infer(seen) for _ in range(5)]
+    return chunks[-1]
 
 
 def main(args: list[str] | None = None) -> int:

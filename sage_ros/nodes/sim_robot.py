@@ -24,6 +24,7 @@ from sage_ros.nodes.messages import image_message, joint_message, nanoseconds, t
 from sage_ros.sim.controllers import ForwardController, Goal, TrajectoryController, set_point, trajectory
 from sage_ros.sim.description import CAMERA_FRAME, urdf
 from sage_ros.sim.live import LiveWorld, Pace
+from sage_ros.sim.scene import LOOKS
 from sage_ros.sim.world import TASK
 
 CLOCK = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -34,6 +35,7 @@ COMMANDS = {"forward": "joint_command", "trajectory": "joint_trajectory"}
 class SimRobotConfig:
     seed: int = option(0, "where things lie; ~/reset counts on from it", low=0, high=2**31 - 1)
     region_scale: float = option(1.0, "widens or narrows where cube and plate may lie", low=0.01, high=2.0)
+    look: str = option("plain", "how the world looks; shifted: another camera, colour and table", choices=tuple(LOOKS))
     image_size: int = option(256, "side of the square picture (pixels)", low=16, high=2048)
     task: str = option(TASK, "what to ask for on the topic task; empty: that is for another node to do")
     controller: str = option("forward", "takes joint_command, or joint_trajectory", choices=("forward", "trajectory"))
@@ -102,7 +104,7 @@ class SimRobot(SageNode):
         self._live = LiveWorld(pace, controller, start, self._show, self._on_missed)
         self.watch = self._live.watch
         try:
-            self._world = self._live.open(c.image_size, c.region_scale, c.seed)
+            self._world = self._live.open(c.image_size, c.region_scale, c.seed, c.look)
         except ImportError as error:
             raise RuntimeError(str(error)) from error
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Header
+from std_msgs.msg import Float32, Header
 
 from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import option
-from sage_ros.core.timing import SECOND, StampBuffer
-from sage_ros.core.trust import Attention, TrustAttention, TrustConfig
+from sage_ros.core.timing import SECOND, News, StampBuffer
+from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
+from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, joint_message, map_from, map_message, nanoseconds, positions_from
-from sage_ros.paths import checkpoint_path
-from sage_ros.policy.checkpoint import load_checkpoint
+from sage_ros.policy.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class TrustNodeConfig(TrustConfig):
 
 
 class TrustAttentionNode(SageNode):
-    """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, the joints as far as
-    they are trusted; and maps in the grid's shape: attention/weights, trust, surprise.
+    """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, joints as far
+    as they are trusted; attention/confidence; and maps in the grid's shape: attention/weights (as broad as the metabolic
+    state allows), trust, surprise.
 
     Joints and commands go with a frame by stamp (see ``StampBuffer``); where they are missing or unusable, the frame
     is judged without them. What the sources are trusted, and why not, is in ``/diagnostics``.
@@ -42,27 +43,35 @@ class TrustAttentionNode(SageNode):
     def __init__(self, **kwargs: object) -> None:
         super().__init__("trust_attention", **kwargs)
         self._latest: Attention | None = None
+        self._next: Calibration | None = None  # what the next frame is attended to with
         self._last_stamp: int | None = None
         self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(512)
         self._messages: dict[str, Image] = {}  # by topic, to be filled anew
 
     def setup(self) -> None:
-        checkpoint = load_checkpoint(checkpoint_path(self.config.checkpoint))
+        swap = HotSwap(self, self.config.checkpoint, self._take)
+        checkpoint = swap.checkpoint
         self._grid, self._rate = checkpoint.grid, checkpoint.rate
         self._state_joints, self._action_joints = checkpoint.state_joints, checkpoint.action_joints
-        self._filter = TrustAttention(checkpoint.calibration, self.config)
+        self._filter, self._next = TrustAttention(checkpoint.calibration, self.config), None
         self.clear()
         topics = ("attention/tokens", "attention/weights", "trust", "surprise")
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
+        self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
         self._attended = self.publish_on(JointState, "attention/joint_states", RELIABLE)
+        self._hear = self.hears("vision/tokens", lambda pace: pace.looks)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         if checkpoint.calibration.checks is None:
-            self.get_logger().warning(f"{checkpoint.folder} has no checks of camera, joints and commands against each "
-                                      "other: a frozen camera and biased joints go unseen; `calibrate` makes them")  # fmt: skip
-            return
-        self.listen(JointState, "joint_states", self._on_joints)
-        self.listen(JointState, "last_command", self._on_command)
+            lacks = f"{checkpoint.folder} has no checks of camera, joints and commands against each other"
+            self.get_logger().warning(f"{lacks}: a frozen camera and biased joints go unseen; `calibrate` makes them")
+        for topic, callback in (("joint_states", self._on_joints), ("last_command", self._on_command)):
+            self.listen_while(lambda pace: pace.looks, JointState, topic, callback, RELIABLE)
+        self.listen_to_metabolism(lambda pace: None)
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Attend to frames with this one's calibration from the next on; see HotSwap."""
+        self._next = checkpoint.calibration
 
     def changed(self) -> None:
         self._filter.config = self.config
@@ -92,11 +101,15 @@ class TrustAttentionNode(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
         if self._last_stamp is not None and elapsed <= 0:
             self.counts["out_of_order"] += 1
             return
+        if self._next is not None:
+            self._filter.recalibrate(self._next)
+            self._next = None
         try:
             with self.watch.span():
                 self._latest = attention = self._filter.update(map_from(message), elapsed, *self._known(stamp))
@@ -105,12 +118,15 @@ class TrustAttentionNode(SageNode):
             return self.complain(problem)
         self._last_stamp = stamp
         # Before the tokens, which the policy answers with what it has by then
-        self._publish("attention/weights", attention.weights.reshape(self._grid), message.header)
+        weights = narrowed(attention.weights, self.pace.breadth)
+        self._publish("attention/weights", weights.reshape(self._grid), message.header)
         if attention.state is not None:
             self._attended.publish(joint_message(self._state_joints.names, attention.state, message.header))
         self._publish("attention/tokens", attention.tokens, message.header)
         self._publish("surprise", attention.surprise.reshape(self._grid), message.header)
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
+        if self._news.due(attention.confidence, stamp):
+            self._confidence.publish(Float32(data=attention.confidence))
         self.counts["frames_out"] += 1
 
     def _known(self, stamp: int) -> tuple[np.ndarray | None, np.ndarray | None]:

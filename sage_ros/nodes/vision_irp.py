@@ -14,12 +14,13 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from sage_ros.core.irp import Budget, Refinement
 from sage_ros.core.options import check, option
+from sage_ros.core.pace import Pace
 from sage_ros.core.timing import RateLimit, Stopwatch
 from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds, rgb_from
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
-from sage_ros.vision.encoder import load_encoder
+from sage_ros.vision.encoder import load_encoder, pick_device
 from sage_ros.vision.runtime import ENGINES, PRECISIONS, Runtime
 from sage_ros.vision.stillness import Stillness
 
@@ -79,14 +80,16 @@ class VisionIrp(SageNode):
 
     def setup(self) -> None:
         c = self.config
-        torch.set_num_threads(c.threads)
-        cv2.setNumThreads(c.threads)
+        # Where torch does no more than resize frames, a second thread of it only makes others wait.
+        here = c.threads if c.how.on(pick_device(c.device)).engine == "torch" else 1
+        torch.set_num_threads(here)
+        cv2.setNumThreads(here)
         if c.encoder:
             self.encoder = load_encoder(c.encoder, c.encoder_source, c.device, c.how)
         else:
             self.encoder = load_checkpoint(checkpoint_path(c.checkpoint)).load_encoder(c.device, c.how)
         self._last = None
-        self._allowed_steps = self._spent_steps = 0  # now, and for the last encoded frame
+        self._spent_steps = 0  # for the last encoded frame
         self._attention: np.ndarray | None = None
         self._limit = RateLimit(float("inf"))
         self._still = Stillness(c.still, c.still_longest)
@@ -99,7 +102,8 @@ class VisionIrp(SageNode):
         self._tokens = self.publish_on(Image, "vision/tokens", STREAM)
         self._telemetry = self.publish_on(DiagnosticArray, "vision/telemetry", RELIABLE)
         kind, topic = TOPICS[c.transport]
-        self._frames = self.listen(kind, topic, self._on_frame, FRAMES)
+        self._hear = self.hears(topic, lambda pace: pace.looks)
+        self._frames = self.listen_while(lambda pace: pace.looks, kind, topic, self._on_frame, FRAMES)
         if self.encoder.attends:
             self.listen(Image, "attention/weights", self._on_attention, STREAM)
         self.listen_to_metabolism(self._on_metabolism)
@@ -117,9 +121,8 @@ class VisionIrp(SageNode):
     def changed(self) -> None:
         self._still.threshold, self._still.longest = self.config.still, self.config.still_longest
 
-    def _on_metabolism(self, values: dict[str, str]) -> None:
-        self._allowed_steps = int(values["refine_steps"])
-        self._limit.rate = float(values["vision_rate"])
+    def _on_metabolism(self, pace: Pace) -> None:
+        self._limit.rate = pace.vision_rate
 
     def _on_attention(self, message: Image) -> None:
         try:
@@ -145,12 +148,14 @@ class VisionIrp(SageNode):
 
     def _waiting(self) -> list[Image | CompressedImage]:
         found: list[Image | CompressedImage] = []
-        with self._frames.handle:
-            while (taken := self._frames.handle.take_message(self._frames.msg_type, False)) is not None:
-                found.append(taken[0])
+        for stream in self._frames:
+            with stream.handle:
+                while (taken := stream.handle.take_message(stream.msg_type, False)) is not None:
+                    found.append(taken[0])
         return found
 
     def _see(self, message: Image | CompressedImage) -> None:
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._limit.allows(stamp):
             self.counts["skipped_by_rate"] += 1
@@ -161,7 +166,7 @@ class VisionIrp(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         c = self.config
-        steps = self._allowed_steps if c.refine_steps < 0 else c.refine_steps
+        steps = self.pace.refine_steps if c.refine_steps < 0 else c.refine_steps
         with self.watch.span():
             # Tokens of fewer steps than are allowed by now do not serve any longer.
             still = self._still.holds(stamp, frame) and self._last is not None and steps <= self._spent_steps

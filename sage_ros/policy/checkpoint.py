@@ -111,6 +111,21 @@ class Checkpoint:
     def encoder_sha256(self) -> str:
         return self.manifest.encoder.sha256
 
+    def check_replaces(self, other: Checkpoint) -> None:
+        """Raises CheckpointError unless it can take the place of ``other`` in a pipeline that runs."""
+        for what, mine, theirs in (
+            ("joints commanded", self.action_joints.names, other.action_joints.names),
+            ("joints measured", self.state_joints.names, other.state_joints.names),
+            ("encoder", self.encoder_sha256, other.encoder_sha256), ("token grid", self.grid, other.grid),
+            ("features per token", self.features, other.features), ("rows per chunk", self.horizon, other.horizon),
+            ("rows per second", self.rate, other.rate),
+        ):  # fmt: skip
+            if mine != theirs:
+                raise CheckpointError(
+                    f"{self.folder} cannot replace {other.folder} while the pipeline runs: {what} would be {mine}, not "
+                    f"{theirs}: clean the nodes up and configure them anew, or load one that fits"
+                )
+
     def load_encoder(self, device: str = "cpu", runtime: Runtime | None = None) -> Encoder:
         """The encoder that the student was trained on (None: run as in training).
 
@@ -210,7 +225,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
     """Load and check a checkpoint. Raises CheckpointError on anything missing, altered or that does not fit."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(folder).expanduser().resolve()  # a link may point elsewhere before the last file is read
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICKLED:
             raise CheckpointError(

@@ -72,13 +72,13 @@ class LiveWorld:
         self._resets: list[Callable[[int | None], None]] = []
         self._quit, self._running, self._idle = False, False, True
 
-    def open(self, image_size: int, region_scale: float, seed: int) -> PickPlaceWorld:
+    def open(self, image_size: int, region_scale: float, seed: int, look: str = "plain") -> PickPlaceWorld:
         """The world, reset to ``seed``.
 
         Raises ValueError on a bad rate; ImportError or RenderError where MuJoCo or OpenGL is missing (``sim.gl``).
         """
         opened: Future[PickPlaceWorld] = Future()
-        self._thread = threading.Thread(target=self._live, args=(opened, image_size, region_scale), daemon=True)
+        self._thread = threading.Thread(target=self._live, args=(opened, image_size, region_scale, look), daemon=True)
         self._thread.start()
         self.world = world = opened.result()
         self.period = round(SECOND / self.pace.control_rate)  # ns
@@ -143,9 +143,9 @@ class LiveWorld:
 
     # The thread
 
-    def _live(self, opened: Future[PickPlaceWorld], image_size: int, region_scale: float) -> None:
+    def _live(self, opened: Future[PickPlaceWorld], image_size: int, region_scale: float, look: str) -> None:
         try:
-            world = PickPlaceWorld(image_size, region_scale)
+            world = PickPlaceWorld(image_size, region_scale, look)
             world.render()  # what is missing shows now, and the first frame is no slower than the others
         except Exception as error:
             return opened.set_exception(error)

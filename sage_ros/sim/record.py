@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sage_ros.episodes import DatasetError, EpisodeWriter
 from sage_ros.sim.expert import NOISE, Demonstration, demonstrate
+from sage_ros.sim.scene import LOOKS
 from sage_ros.sim.world import TASK, PickPlaceWorld
 
 CRF = 28
@@ -73,6 +74,7 @@ def record(
     jobs: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    look: str = "plain",
 ) -> Recording:
     """Write ``episodes`` successful demonstrations to the folder ``out``, with a README that says how to remake them.
 
@@ -93,7 +95,7 @@ def record(
     start = time.perf_counter()
     rows, attempts = 0, 0
     failures: dict[int, str] = {}
-    with PickPlaceWorld(image_size, region_scale) as world:
+    with PickPlaceWorld(image_size, region_scale, look) as world:
         world.render()  # a missing OpenGL shows before the folder is touched
         writer = EpisodeWriter(
             out,
@@ -119,8 +121,8 @@ def record(
                 bar.set_postfix(rows=rows, failed=len(failures))
                 if attempts - len(failures) == episodes:
                     break
-    options = {"episodes": episodes, "seed": seed, "image-size": image_size, "region-scale": region_scale}
-    options |= {"noise": noise, "crf": crf}
+    options: dict[str, object] = {"episodes": episodes, "seed": seed, "image-size": image_size}
+    options |= {"region-scale": region_scale, "noise": noise, "crf": crf, "look": look}
     command = " ".join(f"--{name} {value}" for name, value in options.items())
     card = CARD.format(
         command=f"record_expert --out {writer.path.name} {command}",
@@ -143,7 +145,7 @@ def _demonstrations(world: PickPlaceWorld, seed: int, noise: float, jobs: int) -
         for number in itertools.count(seed):
             yield demonstrate(world, number, noise)
     spawn = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL
-    with spawn.Pool(jobs, _start_worker, (world.image_size, world.region_scale)) as pool:
+    with spawn.Pool(jobs, _start_worker, (world.image_size, world.region_scale, world.look)) as pool:
         ahead = deque(pool.apply_async(_work, (seed + i, noise)) for i in range(2 * jobs))
         for number in itertools.count(seed + 2 * jobs):
             yield ahead.popleft().get()
@@ -153,9 +155,9 @@ def _demonstrations(world: PickPlaceWorld, seed: int, noise: float, jobs: int) -
 _world: PickPlaceWorld | None = None  # one per worker process
 
 
-def _start_worker(image_size: int, region_scale: float) -> None:
+def _start_worker(image_size: int, region_scale: float, look: str) -> None:
     global _world
-    _world = PickPlaceWorld(image_size, region_scale)
+    _world = PickPlaceWorld(image_size, region_scale, look)
 
 
 def _work(seed: int, noise: float) -> Demonstration:
@@ -182,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--crf", type=int, default=CRF, help="x264's quality, lower is better and larger (default %(default)s)")
     help = "processes that share the work; the data set does not depend on it (default %(default)s)"
     add("--jobs", type=int, default=1, metavar="N", help=help)
+    help = "how the world looks: %(choices)s (camera, colour and table are others; default %(default)s)"
+    add("--look", default="plain", choices=tuple(LOOKS), help=help)
     add("--overwrite", action="store_true", help="replace the data set that lies in the folder")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,25 @@ from sage_ros.sim.meshes import find_assets, load_meshes
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CUBE_HALF = 0.0125  # m
 PLATE_RADIUS, PLATE_FLOOR, PLATE_RIM = 0.055, 0.004, 0.010  # m: outer radius, height of the floor and of the rim
-CAMERA = {"pos": (0.53, -0.24, 0.42), "look_at": (0.150, -0.010, 0.082), "fovy": 41.0}
+CAMERA: dict[str, Any] = {"pos": (0.53, -0.24, 0.42), "look_at": (0.150, -0.010, 0.082), "fovy": 41.0}
 MESH_CELL = 0.004  # m
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the world looks, which physics do not feel: what a student trained on one look has not seen of another."""
+
+    camera: tuple[float, float, float] = CAMERA["pos"]  # m
+    look_at: tuple[float, float, float] = CAMERA["look_at"]  # m
+    cube: tuple[float, float, float] = (0.85, 0.08, 0.06)  # RGB, 0 to 1
+    checks: float = 0.0  # m, side of the table's checks; 0: plain
+
+
+LOOKS = {
+    "plain": Look(),
+    # Moved camera, new object colour, new table texture
+    "shifted": Look((0.50, -0.15, 0.45), (0.160, -0.020, 0.060), (0.95, 0.55, 0.05), 0.06),
+}
 
 # Position servos, critically slow as hobby servos are: with the load's inertia small against the damping, a joint
 # follows its command with a time constant of (kv + joint damping) / kp.
@@ -24,7 +42,7 @@ STIFF = [0.006, 1.0]  # contact time constant, s: jaws must not sink into a ligh
 ARM_BIT, WORLD_BIT = 2, 1  # the arm collides with the world's things, not with itself
 
 
-def build_model(image_size: int, cell: float = MESH_CELL) -> Any:
+def build_model(image_size: int, cell: float = MESH_CELL, look: Look = LOOKS["plain"]) -> Any:
     """Compile the scene to an ``mjModel`` whose offscreen buffer is ``image_size`` pixels square."""
     mujoco = import_mujoco()
     spec = mujoco.MjSpec.from_file(str(find_assets() / "so101_new_calib.xml"))
@@ -38,8 +56,8 @@ def build_model(image_size: int, cell: float = MESH_CELL) -> Any:
     spec.visual.map.znear = 0.05
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.3] * 3
     _prepare_arm(spec, mujoco, cell)
-    _add_table(spec, mujoco)
-    _add_cube(spec, mujoco)
+    _add_table(spec, mujoco, look)
+    _add_cube(spec, mujoco, look)
     _add_plate(spec, mujoco)
     model = spec.compile()
     jaw = model.joint("gripper").dofadr[0]
@@ -82,9 +100,9 @@ def _prepare_arm(spec: Any, mujoco: Any, cell: float) -> None:
         material.specular, material.shininess = 0.2, 0.3
 
 
-def _add_table(spec: Any, mujoco: Any) -> None:
+def _add_table(spec: Any, mujoco: Any, look: Look) -> None:
     world = spec.worldbody
-    world.add_geom(
+    table = world.add_geom(
         name="table",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[3, 3, 0.01],
@@ -93,6 +111,14 @@ def _add_table(spec: Any, mujoco: Any) -> None:
         conaffinity=WORLD_BIT | ARM_BIT,
         friction=[0.8, 0.01, 0.0001],
     )
+    if look.checks:
+        spec.add_texture(
+            name="checks", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+            rgb1=[0.50, 0.38, 0.28], rgb2=[0.66, 0.54, 0.42], width=128, height=128,
+        )  # fmt: skip
+        checks = spec.add_material(name="checks", texrepeat=[0.5 / look.checks] * 2, texuniform=True)
+        checks.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "checks"
+        table.material, table.rgba = "checks", [1, 1, 1, 1]
     world.add_light(
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
         pos=[0.3, 0.3, 1],
@@ -101,7 +127,7 @@ def _add_table(spec: Any, mujoco: Any) -> None:
         specular=[0.15] * 3,
         castshadow=False,
     )
-    position, target = np.array(CAMERA["pos"]), np.array(CAMERA["look_at"])
+    position, target = np.array(look.camera), np.array(look.look_at)
     backwards = (position - target) / np.linalg.norm(position - target)
     right = np.cross([0.0, 0.0, 1.0], backwards)
     right /= np.linalg.norm(right)
@@ -111,7 +137,7 @@ def _add_table(spec: Any, mujoco: Any) -> None:
     world.add_camera(name="front", pos=position, quat=quaternion, fovy=CAMERA["fovy"])
 
 
-def _add_cube(spec: Any, mujoco: Any) -> None:
+def _add_cube(spec: Any, mujoco: Any, look: Look) -> None:
     body = spec.worldbody.add_body(name="cube", pos=[0.2, 0, CUBE_HALF])
     body.add_freejoint(name="cube")
     body.add_geom(
@@ -120,7 +146,7 @@ def _add_cube(spec: Any, mujoco: Any) -> None:
         size=[CUBE_HALF] * 3,
         mass=0.02,
         solref=STIFF,
-        rgba=[0.85, 0.08, 0.06, 1],
+        rgba=[*look.cube, 1],
         condim=4,
         friction=[1.0, 0.01, 0.0001],
         contype=WORLD_BIT,

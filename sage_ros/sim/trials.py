@@ -39,6 +39,7 @@ class Trial:
     longest: float = LONGEST  # s
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)  # its seed is the world's
     trust: bool = True  # whether the student sees through trust-attention
+    look: str = "plain"  # of the world, one of sim.scene.LOOKS
 
     def __post_init__(self) -> None:
         if self.pilot not in PILOTS:
@@ -74,14 +75,15 @@ class Stages:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._worlds: dict[float, PickPlaceWorld] = {}
+        self._worlds: dict[tuple[float, str], PickPlaceWorld] = {}
         self._pilots: dict[Trial, Pilot] = {}
 
     def run(self, task: Task) -> Outcome:
         trial, seed, film = task
-        world = self._worlds.get(trial.region_scale)
+        kind = trial.region_scale, trial.look
+        world = self._worlds.get(kind)
         if world is None:
-            world = self._worlds[trial.region_scale] = PickPlaceWorld(region_scale=trial.region_scale)
+            world = self._worlds[kind] = PickPlaceWorld(region_scale=trial.region_scale, look=trial.look)
         if trial not in self._pilots:
             self._pilots[trial] = make_pilot(trial, world)
         frames: list[np.ndarray] | None = None if film is None else []

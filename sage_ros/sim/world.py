@@ -10,7 +10,7 @@ import numpy as np
 
 from sage_ros.core.joints import JointLayout
 from sage_ros.sim.gl import close_renderer, import_mujoco, make_renderer
-from sage_ros.sim.scene import ARM_BIT, CUBE_HALF, JOINTS, PLATE_FLOOR, PLATE_RADIUS, build_model
+from sage_ros.sim.scene import ARM_BIT, CUBE_HALF, JOINTS, LOOKS, PLATE_FLOOR, PLATE_RADIUS, build_model
 
 TASK = "pick up the red cube and place it on the plate"
 RATE = 20.0  # Hz
@@ -33,22 +33,26 @@ class PickPlaceWorld:
 
     The same seed and commands give the same states. ``image_size`` is the side of the square picture in pixels;
     ``region_scale`` in (0, 2] widens or narrows the rectangles that places are drawn from. Joint values are in rad,
-    positions in m, the robot's base at the origin.
+    positions in m, the robot's base at the origin. ``look`` is one of :data:`~sage_ros.sim.scene.LOOKS`.
     Physics needs no OpenGL; :meth:`render` does, and belongs in one thread.
     """
 
     joint_layout = JointLayout(JOINTS, {"single_arm": (0, 5), "gripper": (5, 6)})
     rate = RATE
 
-    def __init__(self, image_size: int = 256, region_scale: float = 1.0) -> None:
+    def __init__(self, image_size: int = 256, region_scale: float = 1.0, look: str = "plain") -> None:
         if image_size < 16:
             raise ValueError(f"image_size is {image_size}; it must be 16 pixels or more")
         if not 0.0 < region_scale <= 2.0:
             raise ValueError(f"region_scale is {region_scale}; it must be above 0 and at most 2")
+        if look not in LOOKS:
+            raise ValueError(f"look is '{look}'; it must be one of {', '.join(LOOKS)}")
         self._mujoco = import_mujoco()
         self.image_size = image_size
         self.region_scale = region_scale
-        self.model: Any = build_model(2 * image_size)  # drawn at twice the size, then averaged: smooth edges
+        self.look = look
+        # Drawn at twice the size, then averaged: smooth edges
+        self.model: Any = build_model(2 * image_size, look=LOOKS[look])
         self.data: Any = self._mujoco.MjData(self.model)
         self.limits: np.ndarray = self.model.jnt_range[: len(JOINTS)].copy()  # (6, 2) rad: lowest, highest
         self.timestep = float(self.model.opt.timestep)  # s

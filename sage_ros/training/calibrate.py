@@ -6,7 +6,7 @@ Examples:
 
 Two thirds of the episodes tell camera, joints and commands from one another; the others, that nothing is fitted to, set
 the limits. Episodes should show more than the robot will meet: where all start alike, a path that differs a little is
-taken for a fault. `distil` does this with the training episodes. The student itself does not change.
+taken for a fault. A checkpoint as `distil` leaves it has no such checks. The student itself does not change.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def with_checks(
     fitting = [e for group in groups for place, e in enumerate(group) if place % UNSEEN != UNSEEN - 1]
     if len(unseen) < 2:
         unseen, fitting = fitting[:2], fitting  # too few to be strict: limits that are too tight are what one gets
-    return replace(calibration, checks=Checks.fit(fitting, unseen, measured_columns(student).tolist(), calibration.rate))
+    measured = measured_columns(student).tolist()
+    return replace(calibration, checks=Checks.fit(fitting, unseen, measured, calibration.rate))
 
 
 def calibrate(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sage_ros.policy.config import StudentConfig
+from sage_ros.policy.normalization import Normalization
 from sage_ros.policy.student import StudentPolicy
 from sage_ros.training.cloning import Cloned, clone
 from sage_ros.training.engine import Engine
@@ -47,9 +48,18 @@ def clone_calibrated(
             rest = [d for place, d in enumerate(training) if place % parts != part]
             other = clone(rest, [], student, config, engine, progress, unfinished, f"{name}_without_part_{part}")
             scores.append(_scores(other, training[part::parts]))
+    return replace(cloned, normalization=_calibrate(cloned, scores))
+
+
+def calibrated(cloned: Cloned, shown: Sequence[Demonstration]) -> Normalization:
+    """The student's normalization with its ``uncertainty`` measured on episodes that it was not trained on."""
+    return _calibrate(cloned, [_scores(cloned, shown)])
+
+
+def _calibrate(cloned: Cloned, scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> Normalization:
     misses, doubts = (np.concatenate([score[kind] for score in scores]) for kind in (0, 1))
     uncertainty = np.array([np.quantile(misses, 0.9) / SPREAD, np.quantile(doubts, 0.99)])
-    return replace(cloned, normalization=replace(cloned.normalization, uncertainty=np.maximum(uncertainty, 1e-6)))
+    return replace(cloned.normalization, uncertainty=np.maximum(uncertainty, 1e-6))
 
 
 def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray, np.ndarray]:

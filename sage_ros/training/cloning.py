@@ -20,7 +20,7 @@ from sage_ros.policy.student import DOUBTS, Student, StudentPolicy
 from sage_ros.training.engine import Engine
 from sage_ros.training.openloop import Demonstration, open_loop_error
 from sage_ros.training.resume import State, Unfinished, load_optimizer, optimizer_tensors
-from sage_ros.training.rows import Rows, Targets
+from sage_ros.training.rows import Replay, Rows, Targets
 from sage_ros.training.settings import CloningConfig
 
 
@@ -52,7 +52,8 @@ class Loss:
             error[..., self._bits] = config.bit_weight * (chance - targets.high) ** 2
         miss = (offsets.detach() - targets.offsets).abs() * self._analogue
         doubts = doubts.clamp(*DOUBTS)
-        return (error * self._weight).mean() + 0.1 * (miss * torch.exp(-doubts) + doubts).mean()
+        doubt = (miss * torch.exp(-doubts) + doubts) * targets.weight
+        return (error * self._weight * targets.weight).mean() + 0.1 * doubt.mean()
 
 
 def clone(
@@ -64,14 +65,15 @@ def clone(
     progress: bool = True,
     unfinished: Unfinished | None = None,
     name: str = "student",
+    replay: Replay | None = None,
 ) -> Cloned:
     """Train a student; keep the weights (an exponential average) with the least error on ``validation``.
 
     The error is GR00T's metric over whole episodes. Step 0, where a student carries on as it moves, competes too:
     where nothing is learned that holds elsewhere, that is what is kept. Without validation episodes the last weights
     are kept. The same seed gives the same student on the same CPU, also where it goes on with what ``unfinished`` keeps
-    of a training ``name`` that was killed. ``engine`` may be the name of a device. Raises ValueError where the loss
-    stops being finite, and as :class:`Engine` and :class:`Rows`.
+    of a training ``name`` that was killed. ``engine`` may be the name of a device; with ``replay`` the training goes on
+    from another student. Raises ValueError where the loss stops being finite, and as :class:`Engine` and :class:`Rows`.
     """
     engine = Engine(engine) if isinstance(engine, str) else engine
     kept = unfinished.load(name) if unfinished else None
@@ -80,7 +82,7 @@ def clone(
         best.load_state_dict(_under("best", kept))
         norm = Normalization.from_dict(kept.figures["normalization"])
         return Cloned(best.eval(), norm, kept.figures["best_step"], [tuple(point) for point in kept.figures["curve"]])
-    run = _Training(training, validation, student, config, engine)
+    run = _Training(training, validation, student, config, engine, replay)
     if kept:
         run.restore(kept)
     bar = tqdm(range(run.step + 1, config.steps + 1), desc=f"distil {name}", unit="step", initial=run.step,
@@ -114,17 +116,19 @@ class _Training:
 
     def __init__(
         self, training: Sequence[Demonstration], validation: Sequence[Demonstration], student: StudentConfig,
-        config: CloningConfig, engine: Engine,
+        config: CloningConfig, engine: Engine, replay: Replay | None = None,
     ) -> None:
         self.config, self.engine, self.validation = config, engine, validation
         self.share = engine.share(config.batch_size)
         torch.manual_seed(config.seed)
         self.net = Student(student, config.dropout).to(engine.device)
+        if replay:
+            self.net.load_state_dict(replay.start)
         self.average = copy.deepcopy(self.net).eval()
         mine = config.seed + 7919 * engine.rank  # each process draws rows and noise of its own
         if engine.rank:
             torch.manual_seed(mine)
-        self.rows = Rows(training, student, config, engine.device, engine.memory, mine)
+        self.rows = Rows(training, student, config, engine.device, engine.memory, mine, replay)
         if engine.processes * engine.accumulate == 1:
             self.share = min(self.share, self.rows.count)
         self.loss = Loss(student, config, engine.device)

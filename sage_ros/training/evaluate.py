@@ -21,6 +21,7 @@ from sage_ros.paths import ENCODER, checkpoint_path, dataset_path
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint
 from sage_ros.policy.manifest import CheckpointError
 from sage_ros.training.baselines import Blanked, fit_all_baselines
+from sage_ros.training.corrupted import Cost, corruption_costs, costs_to_json, format_costs, parse_corruptions
 from sage_ros.training.crossval import leave_one_out, read_predictions
 from sage_ros.training.evaluation_report import write_report
 from sage_ros.training.measures import find_grippers
@@ -49,6 +50,7 @@ examples:
   evaluate                                                         the package's student on its held-out episodes
   evaluate --checkpoint ~/students/mine --dataset ~/episodes/mine --report ~/report
   evaluate --dataset ~/episodes/gr1 --leave-one-out --groups right_arm right_hand --seeds 0 1 2 --out ~/folds
+  evaluate --corrupt occlusion:4 blur                              what a bad camera costs (docs/corruption.md)
   evaluate --dataset ~/episodes/gr1 --leave-one-out --out ~/folds -- --steps 500 --lr 3e-4
 
 --leave-one-out trains one student per episode and seed on the other episodes; it needs --out, a folder that it fills
@@ -152,6 +154,18 @@ def evaluate_checkpoint(args: argparse.Namespace) -> Evaluation:
     )
 
 
+def evaluate_corrupted(args: argparse.Namespace) -> dict[str, Cost]:
+    """The checkpoint under the corruptions that are asked for, on the episodes that it is evaluated on."""
+    corruptions = parse_corruptions(args.corrupt, args.fault_at)
+    checkpoint = load_checkpoint(checkpoint_path(args.checkpoint), args.device)
+    dataset = EpisodeDataset(dataset_path(args.dataset))
+    evaluated, _ = choose_episodes(checkpoint, dataset, args.episodes)
+    camera = checkpoint.cameras[0] if checkpoint.cameras[0] in dataset.cameras else None
+    episodes = [dataset[dataset.indices.index(index)] for index in evaluated]
+    encoder, every = checkpoint.load_encoder(args.device), min(args.every, checkpoint.horizon)
+    return corruption_costs(checkpoint, encoder, episodes, camera, corruptions, every)
+
+
 def evaluate_folds(args: argparse.Namespace, more: Sequence[str]) -> Evaluation:
     if not args.out:
         raise ValueError("--leave-one-out needs --out FOLDER, where the trainings' results are kept and found again")
@@ -242,12 +256,20 @@ def run(args: argparse.Namespace, more: Sequence[str]) -> int:
         student_options(more, 0)
     if more and not args.leave_one_out:
         raise ValueError(f"{' '.join(more)} sets a training, but only --leave-one-out trains")
+    if args.corrupt and args.leave_one_out:
+        raise ValueError("--corrupt is for a checkpoint, not for --leave-one-out")
+    parse_corruptions(args.corrupt, args.fault_at)  # what is wrong is said before the work
     evaluation = evaluate_folds(args, more) if args.leave_one_out else evaluate_checkpoint(args)
     print(describe(evaluation, args.per_episode))
+    costs = evaluate_corrupted(args) if args.corrupt else {}
+    if costs:
+        print(f"\nunder corruptions from {args.fault_at:g} s on, mean squared error of what is planned from then on")
+        print(format_costs(costs))
     if args.json:
         path = Path(args.json).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(to_json(evaluation), indent=1, allow_nan=False) + "\n", "utf-8")
+        corrupted = {"corruptions": costs_to_json(costs)} if costs else {}
+        path.write_text(json.dumps(to_json(evaluation) | corrupted, indent=1, allow_nan=False) + "\n", "utf-8")
     if args.report:
         print(f"\nreport: {write_report(Path(args.report).expanduser(), evaluation)}")
     return 0
@@ -273,6 +295,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", default="", metavar="FILE", help="write every figure there")
     parser.add_argument("--beside", nargs="+", default=[], metavar="NAME=DIR",
                         help="predictions of another policy, as --leave-one-out keeps them in its --out")
+    parser.add_argument("--corrupt", nargs="+", default=[], metavar="KIND[:SEVERITY]",
+                        help="also the error under these corruptions, with trust-attention and without; all: every one")
+    parser.add_argument("--fault-at", type=float, default=1.0, metavar="S",
+                        help="when they begin, in s of the episode (%(default)s)")
     folds = parser.add_argument_group("leave one episode out")
     folds.add_argument("--leave-one-out", action="store_true", help="train a student per episode and seed, see below")
     folds.add_argument("--out", default="", metavar="DIR", help="where the trainings' results are kept")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,17 @@ from sage_ros.training.tokens import COPIES
 PART = 2**16  # rows that statistics are taken of at a time
 
 
+@dataclass(frozen=True)
+class Replay:
+    """What a training that goes on from another student does differently; R are the rows of all its demonstrations."""
+
+    start: Mapping[str, Tensor]  # that student's weights
+    norm: Normalization  # and what its inputs and answers are normalised with
+    chances: np.ndarray  # (R,) of being drawn, adding up to 1
+    weights: np.ndarray  # (R,) of a row's loss
+    own: np.ndarray  # (R,) bool: whether what was recorded may be learned from, or a teacher's labels alone
+
+
 class Columns(NamedTuple):
     """What is known of B rows, normalised float32."""
 
@@ -34,6 +46,7 @@ class Columns(NamedTuple):
     target: Tensor  # (B, rows, A) from the last command
     carried: Tensor  # (B, rows, A) where its velocity would lead
     high: Tensor  # (B, rows, bits) 1.0 where a bit is high
+    weight: Tensor  # (B, 1 or rows, 1 or A) of what is to be answered in the loss
 
 
 class Targets(NamedTuple):
@@ -42,13 +55,16 @@ class Targets(NamedTuple):
     offsets: Tensor  # (B, rows, A), normalised, from the carried-on command
     high: Tensor  # (B, rows, bits) 1.0 where the bit is high
     odds: Tensor  # (B, 1, bits) log-odds before anything is learned
+    weight: Tensor  # (B, 1 or rows, 1 or A) in the loss
 
 
 class Episodes:
     """Demonstrations end to end: what belongs to any of their rows, without holding all of it at once."""
 
-    def __init__(self, training: Sequence[Demonstration], student: StudentConfig) -> None:
-        self.student, self._tokens = student, [d.tokens for d in training]
+    def __init__(
+        self, training: Sequence[Demonstration], student: StudentConfig, replay: Replay | None = None
+    ) -> None:
+        self.student, self._tokens, self._replay = student, [d.tokens for d in training], replay
         lengths = [len(d) for d in training]
         ends = np.cumsum(lengths)
         self.start, self.last = (np.repeat(x, lengths) for x in (ends - lengths, ends - 1))
@@ -59,10 +75,10 @@ class Episodes:
         self.task = np.stack([task_features(d.task, student.words) for d in training])
         self._ahead = np.array([*range(student.horizon), *student.ahead])
         self._labels = self._read_labels(training)
-        self.norm = Normalization.fit(
+        self.norm = replay.norm if replay else Normalization.fit(
             [d.state for d in training], [d.action for d in training], self._tokens, student.horizon,
             motion_scale(student, (motion for _, _, motion in self._motions())), student.bits,
-        )
+        )  # fmt: skip
         self.moving = self._moving()
 
     def __len__(self) -> int:
@@ -114,8 +130,16 @@ class Episodes:
         inputs = normalise(norm, self._seen(rows), self.state[rows], command, fresh, self.task[self.episode[rows]],
                            motion)  # fmt: skip
         targets = ((goal - command[:, None]) / norm.offset_std, carried_on(student, commands) / norm.offset_std,
-                   goal[..., bits] > middle)  # fmt: skip
+                   goal[..., bits] > middle, self._weight(rows))  # fmt: skip
         return Columns(*(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (*inputs, *targets)))
+
+    def _weight(self, rows: np.ndarray) -> np.ndarray:
+        """What each answer counts in the loss: nothing where a failure has no label."""
+        if self._replay is None:
+            return np.ones((len(rows), 1, 1))
+        weight, own = (x[rows][:, None, None] for x in (self._replay.weights, self._replay.own))
+        taught = np.isfinite(self._labels[rows]) if self._labels is not None else False
+        return weight * (own | taught)
 
     def _seen(self, rows: np.ndarray) -> np.ndarray:
         """Token maps (R, N, F), from memory or from the disk that they are mapped from; none for a blind student."""
@@ -142,16 +166,21 @@ class Rows:
 
     All rows are held ready on the device where they fit into ``memory`` (bytes; None: always); else those of the next
     batch are put together, their tokens read from disk, while the network works on this one. Batches are the same.
-    ``labelled_only`` draws no row that no teacher has labelled. Raises ValueError where there is none.
+    ``labelled_only`` draws no row that no teacher has labelled; ``replay`` says which are drawn how often, and what
+    they count. Raises ValueError where there is none.
     """
 
     def __init__(
         self, training: Sequence[Demonstration], student: StudentConfig, config: CloningConfig, device: torch.device,
-        memory: int | None = None, seed: int | None = None,
+        memory: int | None = None, seed: int | None = None, replay: Replay | None = None,
     ) -> None:
-        self._episodes = episodes = Episodes(training, student)
+        self._episodes = episodes = Episodes(training, student, replay)
         self.norm = norm = episodes.norm
         self._choice = episodes.labelled if config.labelled_only else np.arange(len(episodes))
+        self._reach: Tensor | None = None
+        if replay:
+            self._choice = np.flatnonzero(replay.chances > 0)
+            self._reach = torch.from_numpy(np.cumsum(replay.chances[self._choice])).to(device)
         if not len(self._choice):
             raise ValueError("no training row is labelled: leave --labelled-only out, or label training episodes")
         self.config, self.student, self.device = config, student, device
@@ -187,7 +216,7 @@ class Rows:
     def batch(self, n: int) -> tuple[tuple[Tensor, ...], Targets]:
         """``n`` rows that are drawn anew, with noise: the inputs and the answers."""
         config, student = self.config, self.student
-        tokens, state, command, fresh, task, motion, target, carried, high = self._draw(n)
+        tokens, state, command, fresh, task, motion, target, carried, high, weight = self._draw(n)
         if student.queries:
             tokens = tokens + config.token_noise * self._normal(tokens.shape)
             tokens = tokens * (self._uniform((*tokens.shape[:2], 1)) >= config.token_dropout)
@@ -209,7 +238,7 @@ class Rows:
         task = task * (self._uniform(task.shape) >= config.word_dropout)
         if self._reader:
             self._ready = self._ask(n)
-        return (tokens, state, command, fresh, task, motion), Targets(target, high, odds[:, None])
+        return (tokens, state, command, fresh, task, motion), Targets(target, high, odds[:, None], weight)
 
     def random_state(self) -> Tensor:
         """Where the generator stands between two batches, uint8."""
@@ -240,6 +269,9 @@ class Rows:
         return n, before, self._reader.submit(self._episodes.columns, pick)
 
     def _pick(self, n: int) -> Tensor:
+        if self._reach is not None:  # by their chances
+            drawn = torch.rand(n, generator=self.random, device=self.device, dtype=torch.float64)
+            return torch.searchsorted(self._reach, drawn * self._reach[-1]).clamp(max=len(self._choice) - 1)
         return torch.randint(len(self._choice), (n,), generator=self.random, device=self.device)
 
     def _normal(self, shape: Sequence[int]) -> Tensor:

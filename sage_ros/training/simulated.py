@@ -17,8 +17,9 @@ FIRST_SEED = 1000  # of the world; the package's data set begins at 0, a rollout
 
 
 def simulate(
-    count: int, encoder: str, source: str, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True
-) -> list[Demonstration]:
+    count: int, encoder: str, source: str, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True,
+    look: str = "plain",
+) -> list[Demonstration]:  # fmt: skip
     """``count`` attempts of the expert from world seed ``seed`` on, less those that failed; ``index`` is the seed.
 
     Token maps are of the encoder named ``encoder`` with the weights at ``source``. ``jobs`` processes share the work;
@@ -26,7 +27,7 @@ def simulate(
     """
     load_encoder(encoder, source)  # what is missing shows here rather than in a worker
     context = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL and threads
-    with context.Pool(jobs, _Worker.start, (encoder, source)) as pool:
+    with context.Pool(jobs, _Worker.start, (encoder, source, look)) as pool:
         made = pool.imap(_Worker.work, range(seed, seed + count), chunksize=4)
         bar = tqdm(made, desc="simulate", total=count, unit="episode", disable=not progress)
         return [demonstration for demonstration in bar if demonstration is not None]
@@ -39,9 +40,9 @@ class _Worker:
     encoder: Encoder
 
     @classmethod
-    def start(cls, encoder: str, source: str) -> None:
+    def start(cls, encoder: str, source: str, look: str) -> None:
         torch.set_num_threads(1)
-        cls.world, cls.encoder = PickPlaceWorld(), load_encoder(encoder, source)
+        cls.world, cls.encoder = PickPlaceWorld(look=look), load_encoder(encoder, source)
 
     @classmethod
     def work(cls, seed: int) -> Demonstration | None:

@@ -1,4 +1,4 @@
-"""Episodes as trust-attention watches them: recorded ones, and simulated ones of the expert and of the student itself."""
+"""Episodes as trust-attention watches them: recorded, or simulated, of the expert and of the student itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def recorded(demonstrations: Sequence[Demonstration]) -> list[Watched]:
 
 
 def simulated(
-    checkpoint: Checkpoint, count: int, region_scale: float, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True
+    checkpoint: Checkpoint, count: int, region_scale: float, seed: int = FIRST_SEED, jobs: int = 1,
+    progress: bool = True,
 ) -> list[Watched]:
     """``count`` simulated episodes from world seed ``seed`` on: of each three, two of the expert and one in which the
     student acts. Things lie in a region ``region_scale`` times as wide as usual; every fourth camera has few pixels.
@@ -50,7 +51,7 @@ class Watching:
     """A policy that keeps what it was shown."""
 
     def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy, self.horizon, self.rate = policy, policy.horizon, getattr(policy, "rate", 0.0)
+        self.policy, self.horizon = policy, policy.horizon
         self.seen: list[Observation] = []
 
     def reset(self) -> None:
@@ -63,7 +64,8 @@ class Watching:
 
     def watched(self) -> Watched:
         commands = [o.past.commands[:DELAYS] for o in self.seen if o.past is not None]
-        return Watched(np.array([o.tokens for o in self.seen]), np.array([o.state for o in self.seen]), np.array(commands))
+        tokens, state = (np.array([getattr(o, name) for o in self.seen]) for name in ("tokens", "state"))
+        return Watched(tokens, state, np.array(commands))
 
 
 class _Worker:
