@@ -28,10 +28,9 @@ class TrustNodeConfig(TrustConfig):
 
 
 class TrustAttentionNode(SageNode):
-    """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, joints as far as they
-    are trusted; attention/confidence; and maps in the grid's shape: attention/weights (as broad as the metabolic state
-    allows), trust, surprise.
-
+    """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, the joints as far
+    as they are trusted; attention/confidence; and maps in the grid's shape: attention/weights (as broad as the
+    metabolic state allows), trust, surprise.
     Joints and commands go with a frame by stamp (see ``StampBuffer``); where they are missing or unusable, the frame
     is judged without them. What the sources are trusted, and why not, is in ``/diagnostics``.
     """
