@@ -34,6 +34,7 @@ import rclpy
 import yaml
 from harness import Bar, arguments, conclude
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
@@ -204,7 +205,7 @@ def fast_camera(rounds: int, seconds: float) -> dict[str, float]:
 
 def be_camera() -> int:
     """A camera at 60 Hz and joints at 120 Hz, out of an episode, forth and back, until Ctrl-C."""
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node, episode = Node("fast_camera"), EpisodeDataset(EPISODES)[0]
     images = node.create_publisher(Image, "image_raw", STREAM)
     joints = node.create_publisher(JointState, "joint_states", RELIABLE)
