@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_ros.core.chunks import ActionChunk
-from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.timing import SECOND, News, RateLimit, Recent, StampBuffer, Stopwatch
 
 CHUNK = ActionChunk(np.array([[0.0], [1.0], [3.0]]), rate=10.0)
 
@@ -80,3 +80,12 @@ def test_a_figure_is_told_when_it_has_moved_or_long_ago():
     assert told[:3] == [0, 10, 20] and max(np.diff(told)) <= 10
     assert len(told) < 10
     assert news.due(0.9, 0), "time went back"
+
+
+def test_a_value_that_is_too_old_is_no_longer_known():
+    recent = Recent[float](longest=2.0)
+    assert recent.at(0.0) is None and recent.at(0.0, 1.0) == 1.0
+    recent.put(0.5, 10.0)
+    assert (recent.at(12.0), recent.at(12.1), recent.at(12.1, 1.0)) == (0.5, None, 1.0)
+    recent.forget()
+    assert recent.at(10.0) is None

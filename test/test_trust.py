@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_ros.core.trust import Calibration, TrustAttention, TrustConfig
+from sage_ros.core.trust import Calibration, TrustAttention, TrustConfig, narrowed
 
 N, F, RATE = 12, 4, 20.0
 
@@ -129,3 +129,15 @@ def test_a_picture_that_never_moved_is_no_surprise_while_it_stays():
         found = attention.update(still[0], 0.05)
     assert (found.surprise == 0.0).all()
     assert (attention.update(still[0] + 1.0, 0.05).surprise > 0.5).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=64), st.floats(0.01, 1.0))
+def test_narrow_attention_keeps_the_confidence_and_the_greatest_weights(weights, breadth):
+    weights = np.array(weights, np.float32)
+    narrow = narrowed(weights, breadth)
+    assert narrow.sum() == pytest.approx(weights.sum(), rel=1e-4, abs=1e-6)
+    kept, left = narrow > 0, (narrow == 0) & (weights > 0)
+    if kept.any() and left.any():
+        assert weights[kept].min() >= weights[left].max()
+    if kept.sum() > 1:  # one fewer would not do
+        assert weights[kept].sum() - weights[kept].min() <= breadth * weights.sum() * (1 + 1e-4)
