@@ -17,8 +17,20 @@ from sage_ros.core.timing import SECOND, News, StampBuffer
 from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
-from sage_ros.nodes.messages import MessageError, joint_message, map_from, map_message, nanoseconds, positions_from
+from sage_ros.nodes.messages import (
+    MessageError,
+    image_message,
+    joint_message,
+    map_from,
+    map_message,
+    nanoseconds,
+    positions_from,
+    rgb_from,
+)
+from sage_ros.pixels import overlay
 from sage_ros.policy.checkpoint import Checkpoint
+
+LOOKED = 0.5  # s between looks whether somebody watches the overlay
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class TrustNodeConfig(TrustConfig):
 class TrustAttentionNode(SageNode):
     """vision/tokens, joint_states, last_command -> attention/tokens (N, F); attention/joint_states, the joints as far
     as they are trusted; attention/confidence; and maps in the grid's shape: attention/weights (as broad as the
-    metabolic state allows), trust, surprise.
+    metabolic state allows), trust, surprise; attention/overlay shows both on the picture, while somebody looks.
+
     Joints and commands go with a frame by stamp (see ``StampBuffer``); where they are missing or unusable, the frame
     is judged without them. What the sources are trusted, and why not, is in ``/diagnostics``.
     """
@@ -46,6 +59,7 @@ class TrustAttentionNode(SageNode):
         self._last_stamp: int | None = None
         self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(512)
+        self._pictures: StampBuffer[Image] = StampBuffer(8)  # for the overlay
         self._messages: dict[str, Image] = {}  # by topic, to be filled anew
 
     def setup(self) -> None:
@@ -59,6 +73,9 @@ class TrustAttentionNode(SageNode):
         self._outputs = {topic: self.publish_on(Image, topic, STREAM) for topic in topics}
         self._confidence, self._news = self.publish_on(Float32, "attention/confidence"), News()
         self._attended = self.publish_on(JointState, "attention/joint_states", RELIABLE)
+        self._overlay = self.publish_on(Image, "attention/overlay", STREAM)
+        self.listen_while(lambda pace: pace.looks and self._watched, Image, "image_raw", self._on_image, STREAM)
+        self.every(LOOKED, self.follow_pace, clock=self.steady)
         self._hear = self.hears("vision/tokens", lambda pace: pace.looks)
         self.listen(Image, "vision/tokens", self._on_tokens, STREAM)
         if checkpoint.calibration.checks is None:
@@ -82,9 +99,11 @@ class TrustAttentionNode(SageNode):
         self._last_stamp, self._latest = None, None
         self._joints.clear()
         self._commands.clear()
+        self._pictures.clear()
         self._filter.reset()
 
     def _on_joints(self, message: JointState) -> None:
+        self.counts["joints_in"] += 1
         self._keep(self._joints, self._state_joints, message)
 
     def _on_command(self, message: JointState) -> None:
@@ -126,7 +145,26 @@ class TrustAttentionNode(SageNode):
         self._publish("trust", attention.trust.reshape(self._grid), message.header)
         if self._news.due(attention.confidence, stamp):
             self._confidence.publish(Float32(data=attention.confidence))
+        self._show(stamp, attention, weights)
         self.counts["frames_out"] += 1
+
+    @property
+    def _watched(self) -> bool:
+        """Whether somebody looks at the overlay: only then is the camera listened to."""
+        return self._overlay.get_subscription_count() > 0
+
+    def _on_image(self, message: Image) -> None:
+        self._pictures.add(nanoseconds(message.header.stamp), message)
+
+    def _show(self, stamp: int, attention: Attention, weights: np.ndarray) -> None:
+        picture = self._pictures.at(stamp, 0) if self._watched else None
+        if picture is None:
+            return
+        try:
+            drawn = overlay(rgb_from(picture), weights.reshape(self._grid), attention.trust.reshape(self._grid))
+        except MessageError as problem:
+            return self.complain(problem)
+        self._overlay.publish(image_message(drawn, picture.header))
 
     def _known(self, stamp: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Joints (S,) and commands (DELAYS, A) that go with a frame, as far as anybody knows."""
