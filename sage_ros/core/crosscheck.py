@@ -30,6 +30,7 @@ UNSEEN = 3e-5  # of the components' variance: movement that need not be seen
 FAINT = 1e-7  # of the same: a picture that changes as little is the same picture
 REMEMBERED = 0.9  # per frame, of what is special about this scene
 RHYTHM = (2.5, 0.2, 1.0)  # frames missed that surprise at once; usual share of it; sum that surprises
+LITTLE = 0.3  # of a sum: an episode that stays below tells no more of the others than this
 MARGIN = 2.0  # on sums, whose bound is the least certain: they find what lasts, soon enough
 INTERVALS = 20  # frames from which the camera's own rate is told
 
@@ -61,7 +62,7 @@ class Checks:
             most = []
             for v in per_episode:
                 total = Sustained(drift, 1e9)
-                most.append(max(total.add(x / spike) for x in v) * 1e9)
+                most.append(max(max(total.add(x / spike) for x in v) * 1e9, LITTLE))
             limits.append((spike, drift, max(MARGIN * bound(most), 1.5)))
         return cls(checks.expectation, np.array([*limits, RHYTHM]))
 
