@@ -10,6 +10,7 @@ TOOLS = {
     "record_expert": "sage_ros.sim.record",
     "train_vae": "sage_ros.training.vae",
     "distil": "sage_ros.training.distil",
+    "calibrate": "sage_ros.training.calibrate",
     "evaluate": "sage_ros.training.evaluate",
     "dream": "sage_ros.training.dream",
     "corruption_sheet": "sage_ros.corruption_sheet",

@@ -130,13 +130,13 @@ class Supervision:
             "seed": value("seed", int), "region_scale": value("region_scale", float),
             "real_time_factor": value("real_time_factor", float), "controller": value("controller"),
         }  # fmt: skip
-        # What the robot was last told is, in a replay, what the demonstrator told it: to the policy, and nobody else.
+        # What the robot was last told is, in a replay, what the demonstrator told it: to those who plan and judge.
         told = IfElseSubstitution(source_is("replay"), "demo/action", "last_command")
         nodes = [
             LifecycleNode(
                 package="sage_ros", executable=name, name=name, namespace="", output="screen",
                 parameters=[params_file, parameters], respawn=True, respawn_delay=0.5, sigterm_timeout=PATIENCE,
-                remappings=[("last_command", told)] if name == "sage_policy" else None,
+                remappings=[("last_command", told)] if name in ("sage_policy", "trust_attention") else None,
                 condition=condition_of(name),
             )
             for name, parameters in own.items()

@@ -111,3 +111,15 @@ def _layout(encoding: str) -> tuple[str, int]:
             f"image encoding '{encoding}' is neither one of {', '.join(ENCODINGS)} nor plain numbers such as 16UC1"
         )
     return _DTYPES[plain[1]], int(plain[2])
+
+
+def overlay(frame: np.ndarray, weights: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """The frame (H, W, 3) uint8 RGB as it is attended to: bright where ``weights`` (rows, columns) are great, red where
+    ``trust`` (rows, columns), in [0, 1], is low.
+    """
+    size = frame.shape[1], frame.shape[0]
+    bright = 0.3 + 0.7 * np.sqrt(weights / max(float(weights.max()), 1e-12))
+    bright = cv2.resize(bright.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)[..., None]
+    doubt = cv2.resize((0.6 * (1.0 - trust)).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)[..., None]
+    shown = (1.0 - doubt) * bright * frame + doubt * np.array([255.0, 0.0, 0.0], np.float32)
+    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import rclpy
 from graph import Probe
+from hypothesis import settings
 from rclpy.signals import SignalHandlerOptions
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,8 @@ def _claim_domain() -> int:
     raise RuntimeError("all ROS domains from 1 to 101 are taken by other test runs")
 
 
+settings.register_profile("any machine", deadline=None)  # how long a case takes says nothing on a busy one
+settings.load_profile("any machine")
 os.environ["ROS_DOMAIN_ID"] = str(_claim_domain())
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"  # no files in /dev/shm after a kill

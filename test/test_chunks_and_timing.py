@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_ros.core.chunks import ActionChunk
-from sage_ros.core.timing import RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.timing import SECOND, News, RateLimit, Recent, StampBuffer, Stopwatch
 
 CHUNK = ActionChunk(np.array([[0.0], [1.0], [3.0]]), rate=10.0)
 
@@ -69,3 +69,23 @@ def test_the_stopwatch_counts_even_when_the_work_fails():
         raise KeyError
     assert len(watch.spans) == 1
     assert watch.total > 0
+
+
+def test_a_figure_is_told_when_it_has_moved_or_long_ago():
+    news, told = News(step=0.1, longest=0.5), []
+    for tick in range(40):  # at 20 Hz: still for a second, then a step down, then a slow rise
+        value = 1.0 if tick < 20 else 0.5 + 0.02 * (tick - 20)
+        if news.due(value, tick * SECOND // 20):
+            told.append(tick)
+    assert told[:3] == [0, 10, 20] and max(np.diff(told)) <= 10
+    assert len(told) < 10
+    assert news.due(0.9, 0), "time went back"
+
+
+def test_a_value_that_is_too_old_is_no_longer_known():
+    recent = Recent[float](longest=2.0)
+    assert recent.at(0.0) is None and recent.at(0.0, 1.0) == 1.0
+    recent.put(0.5, 10.0)
+    assert (recent.at(12.0), recent.at(12.1), recent.at(12.1, 1.0)) == (0.5, None, 1.0)
+    recent.forget()
+    assert recent.at(10.0) is None

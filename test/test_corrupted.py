@@ -12,10 +12,11 @@ from sage_ros.episodes.dataset import Episode, EpisodeDataset
 from sage_ros.paths import checkpoint_path, dataset_path
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint
 from sage_ros.training.corrupted import (
+    attend,
     corruption_costs,
     format_costs,
     parse_corruptions,
-    spoiled_demonstrations,
+    spoil,
 )
 from sage_ros.training.openloop import demonstration
 from sage_ros.training.tokens import encode_frames
@@ -43,7 +44,8 @@ def test_all_stands_for_every_kind() -> None:
 def test_lost_frames_leave_the_last_tokens_and_trust_knows_of_the_gap(stage: Stage) -> None:
     checkpoint, encoder, episode, frames = stage
     config = CorruptionConfig("frame_drop", 4, 1, 0.5)
-    raw, attended = spoiled_demonstrations(checkpoint, encoder, episode, frames, config)
+    under = spoil(checkpoint, encoder, episode, frames, config)
+    raw, (attended, _) = under.shown, attend(checkpoint, under)
     corruption, stamps = Corruption(config), [round(row * SECOND / 20) for row in range(len(frames))]
     came = [row for row, s in enumerate(stamps) if corruption.frame(s, frames[row]) is not None]
     assert 10 < len(came) < 60
@@ -61,7 +63,7 @@ def test_lost_frames_leave_the_last_tokens_and_trust_knows_of_the_gap(stage: Sta
 def test_joints_are_spoiled_and_targets_are_not(stage: Stage) -> None:
     checkpoint, encoder, episode, frames = stage
     config = CorruptionConfig("biased_joints", 5, 1, 0.5)
-    raw, _ = spoiled_demonstrations(checkpoint, encoder, episode, frames[:20], config)
+    raw = spoil(checkpoint, encoder, episode, frames[:20], config).shown
     off = raw.state[:20] - episode.state[:20]
     assert not off[:10].any() and np.abs(off[10:]).max() == pytest.approx(0.4)
     assert np.array_equal(raw.action, episode.action)

@@ -37,7 +37,8 @@ def test_a_real_episode_goes_through_the_pipeline_with_a_student_of_its_own(
     parameters = {f"{node}:checkpoint": str(student) for node in ("vision_irp", "trust_attention", "sage_policy")}
     parameters |= {"replayer:dataset": str(DEMO), "replayer:episodes": "0", "replayer:rate": RATE}
     parameters |= {"replayer:mode": "demonstration"}
-    with Graph(list(NODES.values()), parameters, ["sage_policy:last_command:=demo/action"]) as graph:
+    told = [f"{node}:last_command:=demo/action" for node in ("sage_policy", "trust_attention")]
+    with Graph(list(NODES.values()), parameters, told) as graph:
         probe = graph.probe
         actions = probe.listen(JointTrajectory, "action")
         demonstrated = probe.listen(JointState, "demo/action")

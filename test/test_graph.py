@@ -73,6 +73,7 @@ def test_a_replayed_episode_goes_through_all_nodes_row_by_row(episode):
 def test_what_the_nodes_answer_is_what_the_parts_answer(episode):
     """Live, a row gives the action that the same row gives offline."""
     from sage_ros.core.chunks import Observation
+    from sage_ros.core.expectation import Watched
     from sage_ros.core.irp import Budget
     from sage_ros.core.trust import TrustAttention
 
@@ -88,7 +89,7 @@ def test_what_the_nodes_answer_is_what_the_parts_answer(episode):
         images = probe.publisher(Image, "image_raw", STREAM)
         joints = probe.publisher(JointState, "joint_states")
         commands = probe.publisher(JointState, "last_command")
-        probe.until(lambda: probe.node.count_subscribers("joint_states") == 2, "the policy to listen")
+        probe.until(lambda: probe.node.count_subscribers("joint_states") == 3, "filter, trust and policy to listen")
         start = graph.nodes[0].get_clock().now().nanoseconds
         for row in range(rows):
             header = Header(frame_id="front")
@@ -100,10 +101,12 @@ def test_what_the_nodes_answer_is_what_the_parts_answer(episode):
             commands.publish(joint_message(episode.action_joints.names, episode.action[row], header))
             images.publish(image_message(frames[row], header))
             probe.until(lambda row=row: len(actions) > row, f"action {row}")
+    seen = np.array([encoder.refine(frame, Budget()).state for frame in frames[:rows]])
+    watched = Watched.of(seen, episode.state[:rows], episode.action[:rows])
     for row in range(rows):
-        tokens = trust.update(encoder.refine(frames[row], Budget()).state, 0.05).tokens
+        attention = trust.update(seen[row], 0.05, watched.state[row], watched.commands[row])
         last = episode.action[row - 1] if row else None
-        expected = checkpoint.policy.infer(Observation(tokens, episode.state[row], last, episode.task))
+        expected = checkpoint.policy.infer(Observation(attention.tokens, attention.state, last, episode.task))
         assert np.allclose(chunk_from(actions[row]), expected.positions, atol=1e-4), f"row {row}"
 
 
@@ -118,7 +121,7 @@ def test_bad_input_gives_no_action(episode):
         tasks.publish(String(data=episode.task))
         images = probe.publisher(Image, "image_raw", STREAM)
         joints = probe.publisher(JointState, "joint_states")
-        probe.until(lambda: probe.node.count_subscribers("joint_states") == 2, "the policy to listen")
+        probe.until(lambda: probe.node.count_subscribers("joint_states") == 3, "filter, trust and policy to listen")
 
         def show(image):
             before = len(tokens)
@@ -277,7 +280,7 @@ def test_who_rests_does_not_listen_and_is_back_with_the_first_task(episode):
         waits = []
         for _ in range(2):
             probe.until(lambda: state and state[-1].status[0].message == "REST", "REST")
-            for topic, others in (("image_raw", 0), ("joint_states", 1), ("attention/tokens", 0)):  # the filter stays
+            for topic, others in (("image_raw", 0), ("joint_states", 0), ("attention/tokens", 0)):
                 probe.until(lambda t=topic, n=others: probe.node.count_subscribers(t) == n, f"nobody on {topic}")
             seen, begin = len(tokens), time.monotonic()
             tasks.publish(String(data=episode.task))

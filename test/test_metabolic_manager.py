@@ -24,7 +24,7 @@ class Manager:
     def __init__(self, graph: Graph) -> None:
         self.probe = graph.probe
         self.told: list[DiagnosticArray] = self.probe.listen(DiagnosticArray, "metabolic_state", LATCHED)
-        self.health: list[String] = self.probe.listen(String, "health", LATCHED)
+        self.health: list[String] = self.probe.listen(String, "health")
         self.tasks = self.probe.publisher(String, "task", LATCHED)
 
     @property
@@ -109,7 +109,7 @@ class TestAlone:
         manager.until("REST")
 
     def test_the_student_s_doubt_is_heard_and_does_not_outlast_it(self, manager: Manager) -> None:
-        confidence = manager.probe.publisher(Float32, "confidence")
+        confidence = manager.probe.publisher(Float32, "certainty")
         manager.task("something")
         manager.until("WAKE")
         confidence.publish(Float32(data=0.4))
@@ -128,10 +128,10 @@ def test_the_robot_stands_still_before_the_state_is_rest_and_a_crisis_disables_i
     with Graph([MetabolicManager, SafetyFilterNode], {"safety_filter:watchdog": 0.4}) as graph:
         graph.up()
         manager = Manager(graph)
+        manager.task("something")
+        manager.until("WAKE")
         rig = Rig(graph.probe, usual_limits())
         try:
-            manager.task("something")
-            manager.until("WAKE")
             rig.run()
             for end in ("task", "rest"):
                 since = len(manager.told)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_ros.core.trust import Calibration, TrustAttention, TrustConfig
+from sage_ros.core.trust import Calibration, TrustAttention, TrustConfig, narrowed
 
 N, F, RATE = 12, 4, 20.0
 
@@ -120,3 +120,24 @@ def test_a_calibration_survives_storage(calibration):
     assert np.allclose(a.surprise, b.surprise, atol=1e-4)
     with pytest.raises(ValueError, match="lacks relevance"):
         Calibration.from_arrays({k: v for k, v in calibration.arrays().items() if k != "relevance"})
+
+
+def test_a_picture_that_never_moved_is_no_surprise_while_it_stays():
+    still = np.ones((10, 4, 3), np.float32)
+    attention = TrustAttention(Calibration.fit([still], 20.0))
+    for _ in range(3):
+        found = attention.update(still[0], 0.05)
+    assert (found.surprise == 0.0).all()
+    assert (attention.update(still[0] + 1.0, 0.05).surprise > 0.5).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=64), st.floats(0.01, 1.0))
+def test_narrow_attention_keeps_the_confidence_and_the_greatest_weights(weights, breadth):
+    weights = np.array(weights, np.float32)
+    narrow = narrowed(weights, breadth)
+    assert narrow.sum() == pytest.approx(weights.sum(), rel=1e-4, abs=1e-6)
+    kept, left = narrow > 0, (narrow == 0) & (weights > 0)
+    if kept.any() and left.any():
+        assert weights[kept].min() >= weights[left].max()
+    if kept.sum() > 1:  # one fewer would not do
+        assert weights[kept].sum() - weights[kept].min() <= breadth * weights.sum() * (1 + 1e-4)

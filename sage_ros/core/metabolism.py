@@ -76,6 +76,11 @@ class Metabolism:
         self._alarm = ""  # somebody asked for a CRISIS
         self._reset_asked = False
 
+    @property
+    def weakness(self) -> str:
+        """What forces a rest, in words; empty: nothing does."""
+        return "; ".join(self._weak.values())
+
     def alarm(self, why: str) -> None:
         """Ask for CRISIS at the next update."""
         self._alarm = why
@@ -153,7 +158,7 @@ class Metabolism:
             self.override = None  # a robot with a task does not dream, whoever asked for it
         if self.override is not None:
             return self.override, "override"
-        weak = "; ".join(self._weak.values())
+        weak = self.weakness
         if here in STILL and s.task and not weak:
             return State.WAKE, "task"
         if here is State.DREAM and s.task:

@@ -85,6 +85,25 @@ class Recent(Generic[Item]):
         self._item = None
 
 
+class News:
+    """Whether a figure is worth telling to somebody who acts on its level: it has moved by ``step`` since it was last
+    told, or that was ``longest`` s ago. To hear 20 messages a second costs a process 1 % of a core.
+    """
+
+    def __init__(self, step: float = 0.05, longest: float = 0.5) -> None:
+        self._step, self._longest = step, round(longest * SECOND)
+        self._told: tuple[float, int] | None = None
+
+    def due(self, value: float, stamp: int) -> bool:
+        """Whether to tell ``value`` at ``stamp`` (ns); if so it counts as told. A stamp that goes back is news."""
+        if self._told is not None:
+            told, at = self._told
+            if abs(value - told) < self._step and 0 <= stamp - at < self._longest:
+                return False
+        self._told = value, stamp
+        return True
+
+
 class RateLimit:
     """Lets through at most ``rate`` frames per second by their stamps, and all of a stream that keeps to that rate.
 

@@ -6,18 +6,24 @@ the same on every encoder. Its *trust* is the mean of a Beta reputation with for
 surprise above the threshold is evidence against it, surprise below it evidence for it. The *attended* token is
 prediction plus gain times innovation, so that a distrusted patch shows what was expected there. A patch that stays
 different but is calm in itself (it can be predicted from its own past) is believed after a while.
+
+What its own past cannot tell of a token, joints and commands can: where a calibration holds
+:class:`~sage_ros.core.crosscheck.Checks`, each source has a trust of its own, by which the tokens' counts, and a camera
+that is not trusted shows what the joints let expect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from sage_ros.core.crosscheck import SOURCES, Checks, CrossCheck
 from sage_ros.core.options import check, option
 
 QUANTILE = 0.999  # share of ordinary token movements that stays below surprise 0.5
+PREFIX = "checks."  # of the names of the checks' arrays
 VARIANCE_FLOOR = 0.1  # of the mean variance: a patch that never moved in training may still move a little
 
 
@@ -28,7 +34,7 @@ class Calibration:
     ``momentum`` is the share of a token's last change that carries over to the next row; ``variance`` (N, F) float32
     is that of the prediction's error; ``limit`` the normalised squared innovation that counts as surprise 0.5;
     ``relevance`` (N,) float32 the share of all movement that each token sees (sums to 1); ``rate`` the rows per
-    second it was measured at.
+    second it was measured at. ``checks`` are those of the sources against each other; None: there are none.
     """
 
     momentum: float
@@ -36,6 +42,7 @@ class Calibration:
     limit: float
     relevance: np.ndarray
     rate: float
+    checks: Checks | None = None
 
     @classmethod
     def fit(cls, sequences: Sequence[np.ndarray], rate: float) -> Calibration:
@@ -54,15 +61,16 @@ class Calibration:
         return cls(
             momentum=momentum,
             variance=variance.astype(np.float32),
-            limit=float(np.quantile(distance, QUANTILE)),
+            limit=max(float(np.quantile(distance, QUANTILE)), 1e-6),  # above 0 also where nothing ever moved
             relevance=(movement / movement.sum()).astype(np.float32),
             rate=float(rate),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The calibration as named float32 arrays, as a checkpoint stores it."""
+        """The calibration as named arrays, as a checkpoint stores it."""
         scalars = np.array([self.momentum, self.limit, self.rate], dtype=np.float32)
-        return {"variance": self.variance, "relevance": self.relevance, "momentum_limit_rate": scalars}
+        checks = {} if self.checks is None else {PREFIX + n: array for n, array in self.checks.arrays().items()}
+        return {"variance": self.variance, "relevance": self.relevance, "momentum_limit_rate": scalars} | checks
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Calibration:
@@ -74,7 +82,11 @@ class Calibration:
         if variance.ndim != 2 or relevance.shape != variance.shape[:1] or not (variance > 0).all():
             raise ValueError(f"calibration shapes do not fit: variance {variance.shape}, relevance {relevance.shape}")
         momentum, limit, rate = (float(x) for x in arrays["momentum_limit_rate"])
-        return cls(momentum, variance, limit, relevance, rate)
+        inner = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
+        checks = Checks.from_arrays(inner) if inner else None
+        if checks is not None and checks.expectation.mean.shape != variance.shape:
+            raise ValueError(f"checks are for tokens {checks.expectation.mean.shape}, not {variance.shape}")
+        return cls(momentum, variance, limit, relevance, rate, checks)
 
 
 def narrowed(weights: np.ndarray, breadth: float) -> np.ndarray:
@@ -98,6 +110,8 @@ class TrustConfig:
     forgetting: float = option(0.75, "evidence kept per frame; 0.75: three bad frames halve trust", low=0.0, high=0.99)
     adopt_after: float = option(0.7, "calm time (s) after which a change that stays is believed", low=0.0, high=3600.0)
     gap: float = option(1.0, "time without a frame (s) after which nothing is predicted", low=0.05, high=60.0)
+    cross_check: bool = option(True, "check camera, joints and commands against each other, if the calibration can")
+    adaptive: bool = option(False, "let the sources' limits rise where ordinary frames go beyond them too often")
 
     def __post_init__(self) -> None:
         check(self)
@@ -112,6 +126,9 @@ class Attention:
     trust: np.ndarray  # (N,) float32 in [0, 1]
     surprise: np.ndarray  # (N,) float32 in [0, 1)
     confidence: float  # relevance-weighted trust, in [0, 1]
+    state: np.ndarray | None = None  # (S,) joints: those that are not trusted as the commands let expect them
+    sources: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SOURCES, 1.0))  # trust in each
+    surprises: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0.0))  # and its surprise
 
 
 class TrustAttention:
@@ -120,39 +137,63 @@ class TrustAttention:
     def __init__(self, calibration: Calibration, config: TrustConfig | None = None) -> None:
         self.calibration = calibration
         self.config = config or TrustConfig()
+        self._check = None if calibration.checks is None else CrossCheck(calibration.checks, calibration.rate)
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream: the next frame is taken as it is, with full trust."""
         n = len(self.calibration.relevance)
         self._begun = False
+        if self._check is not None:
+            self._check.reset()
         self._attended = _Track(self.calibration)
         self._raw = _Track(self.calibration)
         self._calm = np.zeros(n)  # s that a token has been predictable from its own past
         self._for = np.full(n, 1.0 / (1.0 - self.config.forgetting))
         self._against = np.zeros(n)
 
+    @property
+    def why(self) -> str:
+        """Which statistics of the sources are beyond their limits; empty: none."""
+        return ", ".join(self._check.beyond) if self._check is not None else ""
+
     def recalibrate(self, calibration: Calibration) -> None:
-        """Go on with another calibration of the same tokens, without forgetting the stream."""
+        """Go on with another calibration of the same tokens, without forgetting the stream; other checks begin anew."""
+        if calibration.checks is not self.calibration.checks:
+            self._check = None if calibration.checks is None else CrossCheck(calibration.checks, calibration.rate)
         self.calibration = self._attended.calibration = self._raw.calibration = calibration
 
-    def update(self, tokens: np.ndarray, elapsed: float) -> Attention:
+    def update(
+        self,
+        tokens: np.ndarray,
+        elapsed: float,
+        state: np.ndarray | None = None,
+        commands: np.ndarray | None = None,
+    ) -> Attention:
         """Attend to ``tokens`` (N, F), ``elapsed`` seconds after the frame before it.
 
-        A longer gap than the calibration's row is allowed proportionally more innovation; after ``config.gap``
-        seconds, or at the first frame, there is no prediction and the frame is taken as it is.
+        ``state`` (S,) are the joints measured with it and ``commands`` (DELAYS or more, A) those given before it,
+        newest first, a row of the calibration apart; None or NaN: not known, so not checked. A longer gap than the
+        calibration's row is allowed proportionally more innovation; after ``config.gap`` seconds, or at the first
+        frame, there is no prediction and the frame is taken as it is.
         """
         cal, config = self.calibration, self.config
         if tokens.shape != cal.variance.shape:
             raise ValueError(f"tokens are {tokens.shape}, but the calibration is for {cal.variance.shape}")
         if not np.isfinite(tokens).all():
             raise ValueError("tokens are not finite")
+        check = self._check if config.cross_check else None
+        if check is not None:
+            if elapsed > config.gap:
+                check.resume()
+            check.look(tokens, state, commands, elapsed)
+            check.judge(config.threshold, config.forgetting, config.adaptive)
         if not self._begun or elapsed > config.gap:
             self._begun = True
             for track in (self._raw, self._attended):
                 track.start(tokens)
             self._calm[:] = 0.0
-            return self._attention(tokens.astype(np.float32), np.zeros(len(tokens), dtype=np.float32))
+            return self._attention(tokens.astype(np.float32), np.zeros(len(tokens), dtype=np.float32), state)
 
         innovation, distance = self._attended.compare(tokens, elapsed)
         surprise = distance / (distance + cal.limit)
@@ -170,23 +211,33 @@ class TrustAttention:
         gain[adopted] = self._for[adopted] = self._against[adopted] = 1.0
 
         attended = tokens - (1.0 - gain[:, None]).astype(np.float32) * innovation
+        if check is not None and (doubt := 1.0 - min(1.0, check.trust["camera"] / config.forgetting)) > 0.0:
+            imagined = check.expected_map()
+            if imagined is not None:
+                attended += np.float32(doubt) * (imagined - attended)
         self._attended.add(attended)
         self._raw.add(tokens)
         self._attended.change[adopted] = self._raw.change[adopted]
-        return self._attention(attended, surprise)
+        return self._attention(attended, surprise, state)
 
     def _trust(self) -> np.ndarray:
         return self._for / (self._for + self._against)
 
-    def _attention(self, tokens: np.ndarray, surprise: np.ndarray) -> Attention:
-        trust = self._trust()
-        weights = self.calibration.relevance * trust
+    def _attention(self, tokens: np.ndarray, surprise: np.ndarray, state: np.ndarray | None) -> Attention:
+        trust, sources, surprises = self._trust(), dict.fromkeys(SOURCES, 1.0), dict.fromkeys(SOURCES, 0.0)
+        if self._check is not None and self.config.cross_check:
+            sources, surprises = self._check.trust, dict(self._check.surprise)
+            state = self._check.attended_joints()
+        weights = (self.calibration.relevance * trust * min(sources.values())).astype(np.float32)
         return Attention(
             tokens=tokens,
-            weights=weights.astype(np.float32),
+            weights=weights,
             trust=trust.astype(np.float32),
             surprise=surprise.astype(np.float32),
             confidence=float(weights.sum()),
+            state=state,
+            sources=sources,
+            surprises=surprises,
         )
 
 

@@ -78,7 +78,7 @@ class Dreamer(SageNode):
         self._log = self._champions.folder / "dream.log"  # what the process says
         self._used = self._champions.champion  # by the nodes, which come up with it
         self._asked: dict[str, tuple[float, str]] = {}  # who was asked to load which champion, and when
-        self._heard, self._allowed, self._dreamt = 0.0, False, False
+        self._told, self._allowed, self._dreamt = 0.0, False, False
         self._last, self._problem = "nothing dreamt yet", ""
         self._users: dict[str, Client] = {}
         for name in USERS:
@@ -97,14 +97,14 @@ class Dreamer(SageNode):
     # Dreaming
 
     def _on_metabolism(self, pace: Pace) -> None:
-        self._heard = time.monotonic()
+        self._told = time.monotonic()
         self._allowed = pace.learning and not pace.actuation
         if not self._allowed:
             self._wake()
             self._dreamt = False  # there may be new sessions the next time
 
     def _tend(self) -> None:
-        if self._allowed and time.monotonic() - self._heard > self.config.patience:
+        if self._allowed and time.monotonic() - self._told > self.config.patience:
             self._allowed = False
             self.complain(f"no metabolic_state for {self.config.patience:g} s: no dream goes on without it")
             self._wake()

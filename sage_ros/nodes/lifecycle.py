@@ -13,6 +13,7 @@ from copy import copy
 from typing import Any, ClassVar
 
 import rclpy
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
@@ -27,10 +28,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.task import Future
+from rclpy.timer import Timer
 
+from sage_ros.core.heard import Heard
 from sage_ros.core.pace import Pace
 from sage_ros.core.parents import follow_parent
-from sage_ros.core.timing import Stopwatch
+from sage_ros.core.timing import SECOND, Stopwatch
 from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.parameters import declare, read
 
@@ -69,6 +72,7 @@ class SageNode(LifecycleNode):
         self.watch = Stopwatch()  # the node's own computing, without ROS
         self.config: Any = None
         self.pace = Pace()  # as the metabolic state asks, for a node that listens to it
+        self._heard: dict[str, tuple[Heard, Callable[[Pace], bool]]] = {}
         self._whiles: list[tuple[Callable[[Pace], bool], Callable[[], Any], list[Any]]] = []
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self.steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -134,10 +138,19 @@ class SageNode(LifecycleNode):
         """
         stream: list[Any] = []
         self._whiles.append((wanted, lambda: self.listen(*args, **kwargs), stream))
-        self._follow_pace()
+        self.follow_pace()
         return stream
 
-    def _follow_pace(self) -> None:
+    def hears(self, topic: str, wanted: Callable[[Pace], bool] = lambda pace: True) -> Callable[[Time], None]:
+        """Watch a topic: to be called with each message's stamp. Its rate and delay are told in diagnostics, with a
+        warning where nothing comes although the node is active and the state wants it.
+        """
+        heard = Heard()
+        self._heard[topic] = heard, wanted
+        return lambda stamp: heard.tick(stamp.sec * SECOND + stamp.nanosec, self.get_clock().now().nanoseconds)
+
+    def follow_pace(self) -> None:
+        """Take up the streams that are wanted by now, and drop the others."""
         for wanted, listen, stream in self._whiles:
             if wanted(self.pace) and not stream:
                 stream.append(listen())
@@ -146,16 +159,17 @@ class SageNode(LifecycleNode):
                 self._entities.remove((self.destroy_subscription, subscription))
                 self.destroy_subscription(subscription)
 
-    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> None:
+    def every(self, period: float, callback: Callable[[], None], clock: Clock | None = None) -> Timer:
         """A timer that runs while the node is active."""
         timer = self.create_timer(period, lambda: callback() if self.active else None, clock=clock)
         self._entities.append((self.destroy_timer, timer))
+        return timer
 
-    def in_step(self, period: float, callback: Callable[[], None]) -> None:
+    def in_step(self, period: float, callback: Callable[[], None]) -> Timer | None:
         """Call back each ``period`` (s) of the node's clock while the node is active.
 
         In simulated time by the clock's own messages: a timer that is late for one of them misses that moment for good,
-        and a world that waits for its answer would wait for ever.
+        and a world that waits for its answer would wait for ever. Returns the timer, where it is one.
         """
         if not self.get_parameter("use_sim_time").value:
             return self.every(period, callback, clock=self.steady)
@@ -171,6 +185,7 @@ class SageNode(LifecycleNode):
         step = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
         handle = self.get_clock().create_jump_callback(step, post_callback=on_clock)
         self._entities.append((lambda jumps: jumps.unregister(), handle))
+        return None
 
     def met(self, topics: Container[str]) -> bool:
         """Whether somebody is found at the other end of whatever it says and hears on ``topics`` (full names).
@@ -203,7 +218,7 @@ class SageNode(LifecycleNode):
                 self.pace = Pace.of(status.message, values_of(status))
             except ValueError as problem:
                 return self.complain(f"{problem}: not followed")
-            self._follow_pace()
+            self.follow_pace()
             callback(self.pace)
 
         self.listen(DiagnosticArray, "metabolic_state", unpack, LATCHED, always=True)
@@ -262,6 +277,7 @@ class SageNode(LifecycleNode):
             destroy, entity = self._entities.pop()
             destroy(entity)
         self._whiles.clear()
+        self._heard.clear()
         self.pace = Pace()
         self.counts.clear()
 
@@ -300,13 +316,19 @@ class SageNode(LifecycleNode):
             self.clear()
 
     def diagnose(self) -> None:
-        """Publish the node's status on /diagnostics (REP 107)."""
+        """Publish the node's status on /diagnostics (REP 107), and that of each topic it watches."""
         level, summary, figures = self.status()
         common = {"busy_s": f"{self.watch.total:.6f}", "pid": os.getpid(), **self.counts, **figures}
         if self.watch.spans:
             common |= {"own_ms_p50": f"{self.watch.milliseconds(0.5):.3f}"}
             common |= {"own_ms_p99": f"{self.watch.milliseconds(0.99):.3f}"}
-        self._diagnostics.publish(self.report("pipeline", level, summary, common))
+        message = self.report("pipeline", level, summary, common)
+        steady = self.steady.now().nanoseconds / 1e9
+        for topic, (heard, wanted) in self._heard.items():
+            well, words, values = heard.report(steady, self.active and wanted(self.pace))
+            level = DiagnosticStatus.OK if well else DiagnosticStatus.WARN
+            message.status += self.report(f"{topic} topic status", level, words, values).status
+        self._diagnostics.publish(message)
 
     def report(self, subject: str, level: bytes, summary: str, values: Mapping[str, object]) -> DiagnosticArray:
         """What this node says of ``subject`` at this moment, as a message."""

@@ -19,6 +19,7 @@ from std_msgs.msg import Float32, String
 from std_srvs.srv import Trigger
 
 from sage_ros.core.allowance import Allowance, State, Store, Table, Thresholds
+from sage_ros.core.health import health_line
 from sage_ros.core.metabolism import Energy, Metabolism, Senses
 from sage_ros.core.options import option
 from sage_ros.core.timing import Recent
@@ -35,7 +36,7 @@ STREAMING, REPORTING, SENSING = 1.0, 5.0, 60.0  # s for which a confidence, a no
 
 @dataclass(frozen=True)
 class ManagerConfig(Thresholds, Store):
-    rate: float = option(5.0, "decisions per second (Hz); tasks, holds, services do not wait", low=1.0, high=100.0)
+    rate: float = option(2.0, "decisions per second (Hz), beside those at once when news come", low=1.0, high=100.0)
     override: str = option("", "hold this state; empty: decide", choices=("", "WAKE", "FOCUS", "REST", "DREAM"))
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class ManagerConfig(Thresholds, Store):
 
 
 class MetabolicManager(SageNode):
-    """task, attention/confidence, confidence, safety_filter/state, battery_state, temperature, /diagnostics ->
+    """task, attention/confidence, certainty, safety_filter/state, battery_state, temperature, /diagnostics ->
     metabolic_state, health.
 
     metabolic_state is a latched DiagnosticArray with one status: its message is the state's name, its values are
@@ -91,10 +92,10 @@ class MetabolicManager(SageNode):
         self._updated = self._seconds()
         self.timeline: deque[tuple[float, str, str]] = deque(maxlen=1000)
         self._state = self.publish_on(DiagnosticArray, "metabolic_state", LATCHED)
-        self._health = self.publish_on(String, "health", LATCHED)
+        self._health = self.publish_on(String, "health")
         self.listen(String, "task", self._on_task, LATCHED, always=True)
-        self.listen(Float32, "attention/confidence", self._on_confidence)
-        self.listen(Float32, "confidence", lambda message: self._certainty.put(message.data, self._seconds()))
+        self.listen(Float32, "attention/confidence", partial(self._on_news, self._confidence))
+        self.listen(Float32, "certainty", partial(self._on_news, self._certainty))
         self.listen(DiagnosticArray, f"{FILTER}/state", self._on_filter, LATCHED, always=True)
         self.listen(BatteryState, "battery_state", self._on_battery, SENSOR)
         self.listen(Temperature, "temperature", self._on_temperature, SENSOR)
@@ -132,10 +133,10 @@ class MetabolicManager(SageNode):
         if self.active:
             self._decide()  # at once: a robot with a task must not wait for the next tick
 
-    def _on_confidence(self, message: Float32) -> None:
-        self._confidence.put(message.data, self._seconds())
-        if message.data < self.config.crisis_confidence and not self._machine.pause:
-            self._decide()
+    def _on_news(self, of: Recent[float], message: Float32) -> None:
+        """Told only when it has changed, or now and then."""
+        of.put(message.data, self._seconds())
+        self._decide()
 
     def _on_filter(self, message: DiagnosticArray) -> None:
         status = message.status[0]
@@ -216,20 +217,15 @@ class MetabolicManager(SageNode):
         values |= {"override": self.config.override} | ({"actuation": False} if machine.pause else {})
         level = DiagnosticStatus.ERROR if machine.state is State.CRISIS else DiagnosticStatus.OK
         self._state.publish(self.report("state", level, machine.state.value, values))
-        self._health.publish(String(data=self._health_line()))
+        if self._health.get_subscription_count():
+            self._health.publish(String(data=self._health_line()))
 
     def _health_line(self) -> str:
-        s, machine = self._senses(self._seconds()), self._machine
-        parts = [f"{machine.state.value}: {machine.pause or machine.reason}", f"energy {s.energy:.0%}"]
-        parts += [f"battery {s.battery:.0%}{', charging' if s.docked else ''}"] if s.battery == s.battery else []
-        parts += [f"{s.temperature:.0f} C"] if s.temperature == s.temperature else []
-        if self._allowances[machine.state].actuation:
-            parts.append(f"trust {s.confidence:.2f}, student {s.certainty:.2f}")
-        parts.append(f"{FILTER} {self._filter_says}")
-        reports = {name.rsplit("/", 1)[1]: report for name, node in self._nodes.items() if (report := node.at(s.now))}
+        now = self._seconds()
+        reports = {name.rsplit("/", 1)[1]: report for name, node in self._nodes.items() if (report := node.at(now))}
         ill = [f"{name}: {text}" for name, (level, text) in reports.items() if level != DiagnosticStatus.OK
                and name not in (FILTER, self.get_name())]  # fmt: skip
-        return " | ".join([*parts, *(ill or [f"{len(reports)} nodes well"])])
+        return health_line(self._machine, self._senses(now), self._filter_says, len(reports), ill)
 
     # Services
 

@@ -240,8 +240,10 @@ def _ros_args(options: argparse.Namespace, params_files: list[str]) -> list[str]
     for path in params_files:
         ros_args += ["--params-file", path]
     ros_args += ["-r", f"__ns:=/{options.namespace.strip('/')}"] if options.namespace else []
-    # What the robot was last told is, in a replay, what the demonstrator told it: to the policy, and to nobody else.
-    ros_args += ["-r", "sage_policy:last_command:=demo/action"] if options.source == "replay" else []
+    # In a replay the robot was last told what the demonstrator told it: for those who plan and judge, nobody else.
+    if options.source == "replay":
+        for name in ("sage_policy", "trust_attention"):
+            ros_args += ["-r", f"{name}:last_command:=demo/action"]
     return ros_args
 
 

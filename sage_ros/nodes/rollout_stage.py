@@ -147,7 +147,9 @@ class RosStage:
         spoiled = [f"sim_robot:{topic}:=clean/{topic}" for topic in ("image_raw", "joint_states")]
         trusting = [
             "sage_policy:attention/tokens:=vision/tokens",
-            "metabolic_manager:attention/weights:=rollout/unheard",
+            "sage_policy:attention/weights:=rollout/weights",
+            "sage_policy:attention/joint_states:=rollout/joint_states",
+            "metabolic_manager:attention/confidence:=rollout/trust",
         ]
         remappings = (delayed if self.trial.latency else []) + ([] if self.real_time else robot)
         return remappings + (spoiled if self._corrupts else []) + ([] if self.trial.trust else trusting)

@@ -14,6 +14,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
+from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float32, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool, Trigger
@@ -24,9 +25,11 @@ from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.execution import ExecutionConfig
 from sage_ros.core.gate import GateConfig, Refusal
 from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
+from sage_ros.core.metabolism import STILL
 from sage_ros.core.options import option
 from sage_ros.core.pace import Pace
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
+from sage_ros.core.timing import SECOND
 from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
@@ -35,6 +38,8 @@ from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range
 
 POLICY = "sage_policy"  # the node whose end is noticed at once
+LOOK, SELDOM = 0.05, 2.0  # s between looks at who else commands the robot; times a second at rest
+HEARING = 1.0  # s in which a robot at rest is heard of that is to be enabled
 BRAKING = 2.0  # s, the longest that deactivating may take to bring the robot to rest
 DELIVERY = Duration(seconds=1)  # for the last command to be acknowledged
 LEVELS = {
@@ -108,13 +113,18 @@ class SafetyFilterNode(SageNode):
         self._last_message = joint_message(self._joints, np.zeros(len(self._joints)), Header())
         self._told = None
         self._next_ahead = 0.0  # steady: when a hold is told again
-        self._ticks = 0  # that were left out, at rest
+        self._curious = False  # joints are to be heard even at rest,
+        self._arrival, self._hearing_since = Future(), 0.0  #   and have been
+        self._arrival.set_result(False)
+        self._hear_action = self.hears("action", lambda pace: pace.plans)
+        self._hear_joints = self.hears("joint_states", self._wants_joints)
         self.listen(JointTrajectory, "action", self._on_action)
-        self.listen(JointState, "joint_states", self._on_joints)
+        self.listen_while(self._wants_joints, JointState, "joint_states", self._on_joints)
         self.listen(Float32, "confidence", self._on_confidence)
         self.listen_to_metabolism(self._on_metabolism)
-        self.in_step(1.0 / c.control_rate, self._tick)
-        self.every(0.05, self._look_around, clock=self.steady)
+        self._ticker = self.in_step(1.0 / c.control_rate, self._tick)
+        self._looker = self.every(LOOK, self._look_around, clock=self.steady)
+        self._dozing = False
         self.serve(SetBool, "~/enable", self._on_enable)
         self.serve(Trigger, "~/stop", self._on_stop)
         self.serve(Trigger, "~/reset", self._on_reset)
@@ -172,6 +182,7 @@ class SafetyFilterNode(SageNode):
 
     def _on_action(self, message: JointTrajectory) -> None:
         self.counts["chunks_in"] += 1
+        self._hear_action(message.header.stamp)
         now, steady = self._now()
         times = [point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec for point in message.points]
         rows = [point.positions for point in message.points]
@@ -184,22 +195,31 @@ class SafetyFilterNode(SageNode):
             self._send_ahead(now)
 
     def _on_joints(self, message: JointState) -> None:
+        self._hear_joints(message.header.stamp)
         now, steady = self._now()
         stamp = nanoseconds(message.header.stamp)
         try:
             self._filter.joints(stamp, message.name, message.position, now, steady, message.velocity)
         except Refusal as refusal:
-            self._refuse("joint_states", refusal)
+            return self._refuse("joint_states", refusal)
+        if not self._arrival.done():
+            self._arrival.set_result(True)
+
+    def _wants_joints(self, pace: Pace) -> bool:
+        """At rest there is nothing to compare them with but a hold, which is in force; who wakes hears them again."""
+        return self._curious or pace.state not in STILL
 
     def _on_confidence(self, message: Float32) -> None:
         self._filter.confide(message.data)
 
     def _on_metabolism(self, pace: Pace) -> None:
+        self._curious &= pace.state in STILL
         why = "" if pace.actuation else f"{pace.state}: {pace.reason}"
         self._filter.forbid("metabolism", why)
         if pace.state == State.CRISIS and self._filter.mode in (Mode.RUNNING, Mode.HOLDING):
             self._filter.disable(why)
             self.get_logger().error(f"{why}: the robot holds; after metabolic_manager/reset it has to be enabled again")
+        self._doze()
 
     def _on_liveliness(self, name: str, alive: bool) -> None:
         if name == OPERATOR:
@@ -230,8 +250,6 @@ class SafetyFilterNode(SageNode):
     # Output
 
     def _tick(self) -> None:
-        if self._dozes():
-            return
         now, steady = self._now()
         with self.watch.span():
             set_point = self._filter.tick(now, steady)
@@ -244,13 +262,18 @@ class SafetyFilterNode(SageNode):
                 self._send_ahead(now)
         if self._condition != self._told:
             self._tell()
+        self._doze()
 
-    def _dozes(self) -> bool:
-        """Whether this tick may be left out: nothing moves, and nothing may."""
-        if self.pace.state not in (State.REST, State.DREAM) or self._filter.moving or self._told != self._condition:
-            return False
-        self._ticks += 1
-        return self._ticks % max(1, round(self.config.control_rate / self.config.rest_rate)) != 0
+    def _doze(self) -> None:
+        """Tick slowly, and look around less often, as long as nothing moves and nothing may."""
+        dozing = self.pace.state in STILL and not self._filter.moving
+        if dozing == self._dozing or self._ticker is None:
+            return
+        self._dozing = dozing
+        for timer, often, seldom in ((self._ticker, self.config.control_rate, self.config.rest_rate),
+                                     (self._looker, 1.0 / LOOK, SELDOM)):  # fmt: skip
+            timer.timer_period_ns = round(SECOND / (seldom if dozing else often))
+            timer.reset()
 
     @property
     def _condition(self) -> tuple[Mode, str, bool]:
@@ -277,6 +300,8 @@ class SafetyFilterNode(SageNode):
 
     def _look_around(self) -> None:
         """Two who command one robot, or two who plan for one filter, are an emergency."""
+        if not self._arrival.done() and time.monotonic() - self._hearing_since > HEARING:
+            self._arrival.set_result(False)
         alive = self._liveliness.count(POLICY) if self._liveliness is not None else 0
         for topic in ("joint_command", "joint_trajectory", "action"):
             names = Counter(self.publishers(topic))
@@ -296,7 +321,12 @@ class SafetyFilterNode(SageNode):
 
     # Services
 
-    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+    async def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """At rest no joints are heard: then they are waited for."""
+        if request.data and self.active and self.pace.state in STILL and not self._curious:
+            self._curious, self._arrival, self._hearing_since = True, Future(), time.monotonic()
+            self.follow_pace()
+            await self._arrival
         if not request.data:
             self._filter.disable()
             response.success, response.message = True, "disabled: the robot holds"

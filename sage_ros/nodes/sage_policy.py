@@ -18,7 +18,7 @@ from sage_ros.core.history import recall
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
-from sage_ros.core.timing import SECOND, RateLimit, StampBuffer, Stopwatch
+from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
@@ -39,7 +39,11 @@ class PolicyConfig:
 
 
 class SagePolicy(SageNode):
-    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?).
+    """attention/tokens, joint_states, task, last_command -> action (chunks), confidence (does it agree with itself?),
+    and the same in steps: certainty.
+
+    What trust_attention makes of the same frame counts where it comes: attention/joint_states instead of the measured
+    ones, and the sum of attention/weights, how far the frame is trusted, as a factor of the confidence.
 
     A frame is answered with joints and command paired by stamp (see ``StampBuffer``). Input that is stale, not
     finite or lacks a joint gives no action, a warning and a count.
@@ -53,6 +57,8 @@ class SagePolicy(SageNode):
         super().__init__("sage_policy", **kwargs)
         self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(256)
+        self._attended: StampBuffer[np.ndarray] = StampBuffer(16)  # joints, as far as they are trusted
+        self._trusted: StampBuffer[float] = StampBuffer(16)
         self._task = ""
         self._began: int | None = None  # stamp of the task's first frame
         self._chunk: tuple[int, ActionChunk] | None = None  # with the stamp of its frame
@@ -72,8 +78,12 @@ class SagePolicy(SageNode):
         self.get_logger().info(f"plans for {len(self._action_joints)} joints: {names}")
         self._actions = self.publish_on(JointTrajectory, "action", RELIABLE)
         self._confidence = self.publish_on(Float32, "confidence", RELIABLE)
+        self._certainty, self._news = self.publish_on(Float32, "certainty", RELIABLE), News()
+        self._hear = self.hears("attention/tokens", lambda pace: pace.plans)
         for kind, topic, callback, qos in (
             (Image, "attention/tokens", self._on_tokens, STREAM),
+            (Image, "attention/weights", self._on_weights, STREAM),
+            (JointState, "attention/joint_states", self._on_attended, RELIABLE),
             (JointState, "joint_states", self._on_joints, RELIABLE),
             (JointState, "last_command", self._on_command, RELIABLE),
         ):
@@ -92,6 +102,8 @@ class SagePolicy(SageNode):
     def clear(self) -> None:
         self._joints.clear()
         self._commands.clear()
+        self._attended.clear()
+        self._trusted.clear()
         self._chunk = self._began = None
         self._limit.reset()
         self._policy.reset()
@@ -110,6 +122,16 @@ class SagePolicy(SageNode):
     def _on_joints(self, message: JointState) -> None:
         self._keep(self._joints, self._state_joints, message)
 
+    def _on_attended(self, message: JointState) -> None:
+        self._keep(self._attended, self._state_joints, message)
+
+    def _on_weights(self, message: Image) -> None:
+        try:
+            self._trusted.add(nanoseconds(message.header.stamp), float(map_from(message).sum()))
+        except MessageError as problem:
+            self.counts["refused"] += 1
+            self.complain(problem)
+
     def _on_command(self, message: JointState) -> None:
         self._keep(self._commands, self._action_joints, message)
 
@@ -125,6 +147,7 @@ class SagePolicy(SageNode):
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._task or self._limit.rate == 0:
             self.counts["idle"] += 1
@@ -137,6 +160,7 @@ class SagePolicy(SageNode):
             self.counts["no_joints"] += 1
             return self.complain(f"no joint_states within {self.config.joint_tolerance} s before the frame: no action")
         memory = int(self.config.command_memory * SECOND)
+        state = trusted if (trusted := self._attended.at(stamp, 0)) is not None else state
         command = self._commands.before(stamp, memory)
         self._began = stamp if self._began is None or stamp < self._began else self._began
         widths = len(self._action_joints), len(self._state_joints)
@@ -149,7 +173,12 @@ class SagePolicy(SageNode):
             self.counts["refused"] += 1
             return self.complain(problem)
         agreement = consistency(stamp, chunk, self._chunk, self.config.doubt)
-        self._confidence.publish(Float32(data=chunk.confidence * agreement))
+        certainty = chunk.confidence * agreement
+        trust = self._trusted.at(stamp, int(self.config.joint_tolerance * SECOND))
+        trust = 1.0 if trust is None else min(max(trust, 0.0), 1.0)
+        self._confidence.publish(Float32(data=certainty * trust))
+        if self._news.due(certainty, stamp):
+            self._certainty.publish(Float32(data=certainty))
         self._chunk = (stamp, chunk)
         answer = trajectory_message(self._action_joints.names, chunk, message.header, self._answer)
         self._actions.publish(answer)

@@ -20,7 +20,7 @@ from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds, rgb_from
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
-from sage_ros.vision.encoder import load_encoder
+from sage_ros.vision.encoder import load_encoder, pick_device
 from sage_ros.vision.runtime import ENGINES, PRECISIONS, Runtime
 from sage_ros.vision.stillness import Stillness
 
@@ -80,8 +80,10 @@ class VisionIrp(SageNode):
 
     def setup(self) -> None:
         c = self.config
-        torch.set_num_threads(c.threads)
-        cv2.setNumThreads(c.threads)
+        # Where torch does no more than resize frames, a second thread of it only makes others wait.
+        here = c.threads if c.how.on(pick_device(c.device)).engine == "torch" else 1
+        torch.set_num_threads(here)
+        cv2.setNumThreads(here)
         if c.encoder:
             self.encoder = load_encoder(c.encoder, c.encoder_source, c.device, c.how)
         else:
@@ -100,6 +102,7 @@ class VisionIrp(SageNode):
         self._tokens = self.publish_on(Image, "vision/tokens", STREAM)
         self._telemetry = self.publish_on(DiagnosticArray, "vision/telemetry", RELIABLE)
         kind, topic = TOPICS[c.transport]
+        self._hear = self.hears(topic, lambda pace: pace.looks)
         self._frames = self.listen_while(lambda pace: pace.looks, kind, topic, self._on_frame, FRAMES)
         if self.encoder.attends:
             self.listen(Image, "attention/weights", self._on_attention, STREAM)
@@ -152,6 +155,7 @@ class VisionIrp(SageNode):
         return found
 
     def _see(self, message: Image | CompressedImage) -> None:
+        self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         if not self._limit.allows(stamp):
             self.counts["skipped_by_rate"] += 1

@@ -31,8 +31,8 @@ from sage_ros.core.joints import JointLayout
 from sage_ros.core.trust import Calibration
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import (
-    FORMAT,
     INSIDE,
+    READABLE,
     RETRAIN,
     CheckpointError,
     Manifest,
@@ -196,6 +196,19 @@ def save_checkpoint(
     return folder
 
 
+def save_calibration(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    """Replace a checkpoint's calibration, on disk; the student and all else stay as they are."""
+    path = checkpoint.folder / "calibration.safetensors"
+    part = path.with_name(f".{path.name}.partial")
+    arrays = {name: np.ascontiguousarray(array) for name, array in calibration.arrays().items()}
+    safetensors.numpy.save_file(arrays, part)
+    manifest = replace(checkpoint.manifest, files=dict(checkpoint.manifest.files) | {path.name: file_sha256(part)})
+    config = checkpoint.folder / ".config.json.partial"
+    manifest.write(config)
+    part.replace(path)
+    config.replace(checkpoint.folder / "config.json")
+
+
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raises CheckpointError unless a checkpoint may be written to ``folder``; only checkpoints are overwritten."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -203,7 +216,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise CheckpointError(f"{folder} exists and is not empty: choose another folder, or pass --overwrite")
     try:
-        known = json.loads((folder / "config.json").read_text("utf-8"))["format"] == FORMAT
+        known = json.loads((folder / "config.json").read_text("utf-8"))["format"] in READABLE
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -265,6 +278,11 @@ def _calibration(path: Path, student: StudentConfig) -> Calibration:
         calibration = Calibration.from_arrays(safetensors.numpy.load_file(path))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
+    checks = calibration.checks
+    if checks is not None and (checks.expectation.joints.shape[1], len(checks.expectation.measured)) != (
+        student.state_dim, student.action_dim
+    ):
+        raise CheckpointError(f"{path}: its checks are for other joints than the student's: {RETRAIN}")
     if calibration.variance.shape != (student.tokens, student.features):
         raise CheckpointError(
             f"{path}: is for tokens {calibration.variance.shape}, but the student's are "

@@ -13,7 +13,8 @@ from typing import Any
 from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.policy.config import StudentConfig
 
-FORMAT = "sage_ros.student/2"
+FORMAT = "sage_ros.student/3"
+READABLE = (FORMAT, "sage_ros.student/2")  # whose calibration knows nothing of joints
 INSIDE = "encoder"  # source and folder of an encoder that travels with the checkpoint
 FILES = ("model.safetensors", "normalization.json", "calibration.safetensors", "metrics.json")
 RETRAIN = "restore the file from where the checkpoint came from, or train again with `distil`"
@@ -66,7 +67,7 @@ class Manifest:
                 f"{path.parent}: no such folder: give a student checkpoint's, or train one with `distil`"
             )
         content = read_json(path)
-        if content.get("format") != FORMAT:
+        if content.get("format") not in READABLE:
             raise CheckpointError(
                 f"{path}: format is {content.get('format')!r}, but {FORMAT!r} is read: "
                 "use the matching version of sage_ros, or train again with `distil`"

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from sage_ros.core.chunks import ActionChunk, Observation
+from sage_ros.core.chunks import ActionChunk, ChunkPolicy, Observation
 from sage_ros.core.execution import ExecutionConfig, consistency
 from sage_ros.core.history import recall
 from sage_ros.core.irp import Budget
@@ -37,7 +37,8 @@ class Pipeline:
         trust: bool = True,
     ) -> None:
         """Without ``trust`` the policy gets the tokens as they are seen."""
-        self.policy, self.encoder, self.latency = checkpoint.policy, encoder, round(latency * SECOND)
+        self.policy: ChunkPolicy = checkpoint.policy
+        self.encoder, self.latency, self._rate = encoder, round(latency * SECOND), checkpoint.rate
         self.filter = SafetyFilter(limits, rate, safety, execution)
         self._names = list(limits.names)
         self._trust = TrustAttention(checkpoint.calibration) if trust else None
@@ -52,6 +53,7 @@ class Pipeline:
         if self._trust is not None:
             self._trust.reset()
         self.policy.reset()
+        self.trusted = 1.0  # how far the last picture was
         self._previous: tuple[int, ActionChunk] | None = None
         self.filter.disable()
         self.filter.motion.stop()
@@ -69,14 +71,17 @@ class Pipeline:
         """A frame (H, W, 3) uint8 RGB and the joints (A,) of the same moment."""
         self.feel(stamp, state)
         tokens = self.encoder.refine(frame, Budget(0)).state
-        if self._trust is not None:
-            tokens = self._trust.update(tokens, (stamp - self._stamp) / SECOND).tokens
-        self._stamp = stamp
         command = self._commands.before(stamp, 2 * SECOND)
-        past = recall(self._commands, self._states, stamp, self._began, self.policy.rate,
+        past = recall(self._commands, self._states, stamp, self._began, self._rate,
                       (len(self._names), len(state)), (2 * SECOND, SECOND // 10))  # fmt: skip
+        if self._trust is not None:
+            attention = self._trust.update(tokens, (stamp - self._stamp) / SECOND, state, past.commands)
+            tokens, self.trusted = attention.tokens, attention.confidence
+            state = state if attention.state is None else attention.state
+        self._stamp = stamp
         chunk = self.policy.infer(Observation(tokens, state, command, self._task, past))
-        sure = float(np.float32(chunk.confidence * consistency(stamp, chunk, self._previous)))  # as it travels
+        agreement = consistency(stamp, chunk, self._previous)
+        sure = float(np.float32(chunk.confidence * agreement * min(self.trusted, 1.0)))  # as it travels
         self._previous = (stamp, chunk)
         self._pending.append((stamp + self.latency, stamp, chunk.positions, sure))
         self._deliver(stamp)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
+from sage_ros.core.expectation import Watched
 from sage_ros.core.timing import SECOND
-from sage_ros.core.trust import TrustAttention
+from sage_ros.core.trust import Attention, TrustAttention
 from sage_ros.corruption import KINDS, Corruption, CorruptionConfig, parse_corruption
 from sage_ros.episodes.dataset import Episode
 from sage_ros.policy.checkpoint import Checkpoint
@@ -77,7 +78,8 @@ def corruption_costs(
                 results = []
                 for seed in range(count):
                     spoiled = replace(config, seed=1000 * episode.index + seed)
-                    raw, attended = spoiled_demonstrations(checkpoint, encoder, episode, frames, spoiled)
+                    under = spoil(checkpoint, encoder, episode, frames, spoiled)
+                    raw, (attended, _) = under.shown, attend(checkpoint, under)
                     results.append((_error(checkpoint, raw, every, rows), _error(checkpoint, attended, every, rows)))
                     bar.update()
                 parts.setdefault(name, []).append(results)
@@ -88,31 +90,52 @@ def corruption_costs(
     return found | {BLIND: Cost(np.array(blind), np.array(blind))}
 
 
-def spoiled_demonstrations(
-    checkpoint: Checkpoint, encoder: Encoder, episode: Episode, frames: np.ndarray, config: CorruptionConfig
-) -> tuple[Demonstration, Demonstration]:
-    """The episode as the student gets it under a corruption: as it comes, and through trust-attention.
+@dataclass(frozen=True)
+class Spoiled:
+    """An episode under a corruption."""
 
-    Where no frame comes, the last tokens stay. Targets are what was demonstrated.
-    """
-    corruption, trust = Corruption(config), TrustAttention(checkpoint.calibration)
-    state, came, shown = episode.state.copy(), [], []
+    shown: Demonstration  # as it comes; where no frame comes, the last tokens stay. Targets are what was demonstrated
+    came: np.ndarray  # the rows whose frame came
+    hit: np.ndarray  # (T,) bool: whether the corruption was on
+
+
+def spoil(
+    checkpoint: Checkpoint, encoder: Encoder, episode: Episode, frames: np.ndarray, config: CorruptionConfig
+) -> Spoiled:
+    """The episode as the student gets it under a corruption. Raises ValueError where its first frame is lost."""
+    corruption, state, came, shown, hit = Corruption(config), episode.state.copy(), [], [], []
     for row, frame in enumerate(frames):
         stamp = round(row * SECOND / episode.fps)
         state[row] = corruption.joints(stamp, episode.state[row])
         if (seen := corruption.frame(stamp, frame)) is not None:
             came.append(row)
             shown.append(seen)
+        hit.append(corruption.hits(stamp))
     if not came or came[0] > 0:
         raise ValueError(f"{config} loses the first frame of episode {episode.index}: let the fault begin later")
-    tokens = encode_frames(encoder, np.stack(shown))
-    gaps = np.diff(came, prepend=0) / episode.fps
-    attended = np.stack([trust.update(t, float(gap)).tokens for t, gap in zip(tokens, gaps, strict=True)])
     newest = np.searchsorted(came, np.arange(len(frames)), side="right") - 1
-    raw = fit_layout(demonstration(episode, tokens[newest]), checkpoint.state_joints, checkpoint.action_joints)
+    tokens = encode_frames(encoder, np.stack(shown))[newest]
+    raw = fit_layout(demonstration(episode, tokens), checkpoint.state_joints, checkpoint.action_joints)
     order = checkpoint.state_joints.order_from(episode.state_joints.names)
-    raw = replace(raw, state=state[:, order])
-    return raw, replace(raw, tokens=attended[newest])
+    return Spoiled(replace(raw, state=state[:, order]), np.array(came), np.array(hit))
+
+
+def attend(checkpoint: Checkpoint, spoiled: Spoiled) -> tuple[Demonstration, list[Attention]]:
+    """The episode as it is after trust-attention, and what that made of each frame that came.
+
+    The last commands that it hears of are the demonstrator's.
+    """
+    raw, trust = spoiled.shown, TrustAttention(checkpoint.calibration)
+    commands = Watched.of(raw.tokens, raw.state, raw.action).commands
+    gaps = np.diff(spoiled.came, prepend=0) / checkpoint.rate
+    found = [trust.update(raw.tokens[row], float(gap), raw.state[row], commands[row])
+             for row, gap in zip(spoiled.came, gaps, strict=True)]  # fmt: skip
+    newest = np.searchsorted(spoiled.came, np.arange(len(raw)), side="right") - 1
+    state = raw.state.copy()
+    for row, attention in zip(spoiled.came, found, strict=True):
+        if attention.state is not None:
+            state[row] = attention.state
+    return replace(raw, tokens=np.stack([attention.tokens for attention in found])[newest], state=state), found
 
 
 def _error(checkpoint: Checkpoint, shown: Demonstration, every: int, begin: int) -> float:

@@ -138,8 +138,10 @@ def save(
             f"{verdict.reason}. For the same robot, camera and task; figures and data are in `metrics.json`, those of "
             "its ancestors in `../lineage.jsonl`.\n")  # fmt: skip
     inside = champion.manifest.encoder.source == INSIDE
+    # What camera, joints and commands let expect of each other is the robot's, not the student's.
+    calibration = replace(Calibration.fit(tokens, champion.rate), checks=champion.calibration.checks)
     save_checkpoint(
-        folder, cloned.student, champion.manifest, cloned.normalization, Calibration.fit(tokens, champion.rate),
+        folder, cloned.student, champion.manifest, cloned.normalization, calibration,
         metrics, card, champion.folder / INSIDE if inside else None, overwrite=True,
     )  # fmt: skip
 

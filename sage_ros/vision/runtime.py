@@ -170,7 +170,7 @@ def _budget(device: torch.device, gigabytes: float) -> Iterator[None]:
         return
     if gigabytes:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), device.index)
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
