@@ -122,15 +122,17 @@ def find_originals(work: Path, options: Any) -> Originals:
     """Recorded and simulated demonstrations that the shipped student was trained on; and such as it never saw."""
     champion = load_checkpoint(CHECKPOINT)
     rehearse, known = split_originals([EpisodeDataset(EPISODES)], champion, progress=False)
-    seen = made(work / f"originals_{options.originals}", options.originals, FIRST_SEED, "plain", options.jobs)
-    unseen = made(work / f"unseen_{options.originals}", max(8, options.originals // 5), SESSIONS - 1000, "plain", options.jobs)
+    count = options.originals
+    seen = made(work / f"originals_{count}", count, FIRST_SEED, "plain", options.jobs)
+    unseen = made(work / f"unseen_{count}", max(8, count // 5), SESSIONS - 1000, "plain", options.jobs)
     return [*rehearse, *seen], [*known, *unseen]
 
 
 def learn_seed(seed: int, originals: Originals, options: Any, work: Path, kept: Kept) -> None:
     """Record sessions, dream of them in every way, and keep the errors and the students."""
     champion = load_checkpoint(CHECKPOINT)
-    recorded = made(work / f"sessions_{seed}_of_{options.sessions}", options.sessions, SESSIONS + 1000 * seed, LOOK, options.jobs)
+    name = f"sessions_{seed}_of_{options.sessions}"
+    recorded = made(work / name, options.sessions, SESSIONS + 1000 * seed, LOOK, options.jobs)
     sessions = [Session(replace(d, index=place), success=True) for place, d in enumerate(recorded)]
     learned, judged = ([s for s in sessions if s.held_out == aside] for aside in (False, True))
     rehearse, known = originals
