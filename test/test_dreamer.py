@@ -112,7 +112,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_it_learns_only_while_the_robot_dreams_and_wakes_within_a_second(
+def test_it_learns_only_while_the_robot_dreams_and_wakes_soon(
     dreaming: Dreaming, champions: Champions
 ) -> None:
     dreaming.say("REST")

@@ -189,6 +189,3 @@ class CrossCheck:
             return None
         e = self.checks.expectation
         return e.map_of(e.lifted(state) @ e.seen + self._scene)
-
-
-__all__ = ["DELAYS", "SOURCES", "STATISTICS", "Checks", "CrossCheck", "Watched", "measure"]

@@ -44,17 +44,11 @@ class Sustained:
         self.sum = max(0.0, min(self.sum + min(ratio, SPIKE) - self.drift, 2.0 * self.limit))
         return self.sum / self.limit
 
-    def reset(self) -> None:
-        self.sum = 0.0
-
 
 class Reputation:
     """Trust in one source, in [0, 1]: evidence for it over all evidence, of which each frame keeps a share."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self.trust = 1.0
 
     def add(self, bad: bool, forgetting: float) -> float:
@@ -77,6 +71,3 @@ class AdaptiveLimit:
     def add(self, beyond: bool) -> float:
         self.factor = float(np.clip(self.factor * np.exp(self.step * (beyond - self.target)), 1.0, self.most))
         return self.factor
-
-    def reset(self) -> None:
-        self.factor = 1.0

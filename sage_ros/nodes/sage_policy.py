@@ -15,13 +15,13 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.execution import DOUBT, consistency
 from sage_ros.core.history import recall
-from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
 from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.hot_swap import HotSwap
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
-from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, positions_from, trajectory_message
+from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, trajectory_message
+from sage_ros.nodes.pairing import keep
 from sage_ros.policy.checkpoint import Checkpoint
 
 
@@ -120,10 +120,10 @@ class SagePolicy(SageNode):
             self._policy.reset()
 
     def _on_joints(self, message: JointState) -> None:
-        self._keep(self._joints, self._state_joints, message)
+        keep(self, self._joints, self._state_joints, message)
 
     def _on_attended(self, message: JointState) -> None:
-        self._keep(self._attended, self._state_joints, message)
+        keep(self, self._attended, self._state_joints, message)
 
     def _on_weights(self, message: Image) -> None:
         try:
@@ -133,15 +133,7 @@ class SagePolicy(SageNode):
             self.complain(problem)
 
     def _on_command(self, message: JointState) -> None:
-        self._keep(self._commands, self._action_joints, message)
-
-    def _keep(self, buffer: StampBuffer[np.ndarray], layout: JointLayout, message: JointState) -> None:
-        try:
-            positions = positions_from(message)[layout.order_from(message.name)]
-        except (MessageError, JointError) as problem:
-            self.counts["refused"] += 1
-            return self.complain(problem)
-        buffer.add(nanoseconds(message.header.stamp), positions)
+        keep(self, self._commands, self._action_joints, message)
 
     # Inference
 

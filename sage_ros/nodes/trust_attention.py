@@ -11,7 +11,6 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float32, Header
 
 from sage_ros.core.history import recall
-from sage_ros.core.joints import JointError, JointLayout
 from sage_ros.core.options import option
 from sage_ros.core.timing import SECOND, News, StampBuffer
 from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
@@ -24,9 +23,9 @@ from sage_ros.nodes.messages import (
     map_from,
     map_message,
     nanoseconds,
-    positions_from,
     rgb_from,
 )
+from sage_ros.nodes.pairing import keep
 from sage_ros.pixels import overlay
 from sage_ros.policy.checkpoint import Checkpoint
 
@@ -104,18 +103,10 @@ class TrustAttentionNode(SageNode):
 
     def _on_joints(self, message: JointState) -> None:
         self.counts["joints_in"] += 1
-        self._keep(self._joints, self._state_joints, message)
+        keep(self, self._joints, self._state_joints, message, "joints_refused")
 
     def _on_command(self, message: JointState) -> None:
-        self._keep(self._commands, self._action_joints, message)
-
-    def _keep(self, buffer: StampBuffer[np.ndarray], layout: JointLayout, message: JointState) -> None:
-        try:
-            positions = positions_from(message)[layout.order_from(message.name)]
-        except (MessageError, JointError) as problem:
-            self.counts["joints_refused"] += 1
-            return self.complain(problem)
-        buffer.add(nanoseconds(message.header.stamp), positions)
+        keep(self, self._commands, self._action_joints, message, "joints_refused")
 
     def _on_tokens(self, message: Image) -> None:
         self.counts["frames_in"] += 1

@@ -48,7 +48,7 @@ def with_checks(
     unseen = [e for group in groups for e in group[UNSEEN - 1 :: UNSEEN]]
     fitting = [e for group in groups for place, e in enumerate(group) if place % UNSEEN != UNSEEN - 1]
     if len(unseen) < 2:
-        unseen, fitting = fitting[:2], fitting  # too few to be strict: limits that are too tight are what one gets
+        unseen = fitting[:2]  # too few to be strict: limits that are too tight are what one gets
     measured = measured_columns(student).tolist()
     return replace(calibration, checks=Checks.fit(fitting, unseen, measured, calibration.rate))
 

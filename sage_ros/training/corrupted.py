@@ -96,6 +96,7 @@ class Spoiled:
 
     shown: Demonstration  # as it comes; where no frame comes, the last tokens stay. Targets are what was demonstrated
     came: np.ndarray  # the rows whose frame came
+    newest: np.ndarray  # (T,) which of those was the last one at each row
     hit: np.ndarray  # (T,) bool: whether the corruption was on
 
 
@@ -117,7 +118,7 @@ def spoil(
     tokens = encode_frames(encoder, np.stack(shown))[newest]
     raw = fit_layout(demonstration(episode, tokens), checkpoint.state_joints, checkpoint.action_joints)
     order = checkpoint.state_joints.order_from(episode.state_joints.names)
-    return Spoiled(replace(raw, state=state[:, order]), np.array(came), np.array(hit))
+    return Spoiled(replace(raw, state=state[:, order]), np.array(came), newest, np.array(hit))
 
 
 def attend(checkpoint: Checkpoint, spoiled: Spoiled) -> tuple[Demonstration, list[Attention]]:
@@ -130,12 +131,11 @@ def attend(checkpoint: Checkpoint, spoiled: Spoiled) -> tuple[Demonstration, lis
     gaps = np.diff(spoiled.came, prepend=0) / checkpoint.rate
     found = [trust.update(raw.tokens[row], float(gap), raw.state[row], commands[row])
              for row, gap in zip(spoiled.came, gaps, strict=True)]  # fmt: skip
-    newest = np.searchsorted(spoiled.came, np.arange(len(raw)), side="right") - 1
     state = raw.state.copy()
     for row, attention in zip(spoiled.came, found, strict=True):
         if attention.state is not None:
             state[row] = attention.state
-    return replace(raw, tokens=np.stack([attention.tokens for attention in found])[newest], state=state), found
+    return replace(raw, tokens=np.stack([attention.tokens for attention in found])[spoiled.newest], state=state), found
 
 
 def _error(checkpoint: Checkpoint, shown: Demonstration, every: int, begin: int) -> float:

@@ -64,7 +64,7 @@ class Watching:
 
     def watched(self) -> Watched:
         commands = [o.past.commands[:DELAYS] for o in self.seen if o.past is not None]
-        tokens, state = (np.array([getattr(o, name) for o in self.seen]) for name in ("tokens", "state"))
+        tokens, state = np.array([o.tokens for o in self.seen]), np.array([o.state for o in self.seen])
         return Watched(tokens, state, np.array(commands))
 
 
