@@ -78,6 +78,7 @@ def pictures(frames: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 def train(plan: dict[str, Any], fold: dict[str, Any], folder: Path, device: str) -> tuple[ACTPolicy, Rows, float]:
     """LeRobot's loop: AdamW at a constant rate, no validation, the last weights count."""
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True  # as LeRobot's trainer
     torch.manual_seed(fold["seed"])
     policy = make_policy(plan, device)
     rows = Rows(folder, fold["train"], device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sage_ros.core.chunks import ActionChunk, Observation
 from sage_ros.core.history import nothing_known
+from sage_ros.cuda import Graphed
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.motion import carried_on, motion_features
 from sage_ros.policy.normalization import Normalization, log_odds, normalise
@@ -133,7 +134,7 @@ class StudentPolicy:
         self.rate = rate
         # (A,): joints whose error is estimated, which are no bits and do move
         self.moving = (normalization.action_high > normalization.action_low) & student.config.analogue
-        self._device = next(student.parameters()).device
+        self._run = Graphed(self.student, next(student.parameters()).device)
         self._task: tuple[str, np.ndarray] = ("", task_features("", student.config.words))
 
     def reset(self) -> None:
@@ -167,8 +168,7 @@ class StudentPolicy:
             self._task[1][None],
             motion_features(config, commands, states, np.array([past.elapsed])),
         )
-        with torch.inference_mode():
-            both = self.student(*(torch.from_numpy(x).to(self._device) for x in inputs))
+        both = self._run(*map(torch.from_numpy, inputs))
         offsets, doubts = (x[0, : self.horizon].cpu().numpy().astype(np.float64) for x in both)
         carried = carried_on(config, commands)[0, : self.horizon]
         positions = command + carried + norm.offset_std * offsets

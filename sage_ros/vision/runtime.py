@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sage_ros.core.options import check, option
+from sage_ros.cuda import Graphed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,40 +76,19 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """Eager on a CPU; on a GPU one frame goes through a CUDA graph, which spares the launches of its kernels."""
+    """Eager on a CPU; on a GPU one frame goes through a CUDA graph."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32", about: str = "") -> None:
         self._dtype = HALVES.get(precision, torch.float32)
         self._network = network.to(device, self._dtype)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._given = self._found = torch.empty(0)
-        self._device = device
+        self._single = Graphed(self._network, device)
         self.about = about or f"torch {precision} on {device}"
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> np.ndarray:
-        pixels = pixels.to(self._dtype)
-        if self._device.type != "cuda" or len(pixels) > 1:
-            return self._network(pixels).float().cpu().numpy()
-        if self._graph is None:
-            self._capture(pixels)
-        assert self._graph is not None
-        self._given.copy_(pixels)
-        self._graph.replay()
-        return self._found.float().cpu().numpy()
-
-    def _capture(self, pixels: Tensor) -> None:
-        """Record the network's work on one frame (torch's recipe: warm up on a stream of its own, then capture)."""
-        self._given = pixels.clone()
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._network(self._given)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._found = self._network(self._given)
+        run = self._single if len(pixels) == 1 else self._network
+        found: np.ndarray = run(pixels.to(self._dtype)).float().cpu().numpy()
+        return found
 
 
 def make_runner(
@@ -129,13 +109,11 @@ def make_runner(
         if runtime.precision == "fp32" or device.type == "cpu":
             return TorchRunner(network, device)
         precision = "fp16" if runtime.precision == "auto" else runtime.precision
-        pixels = samples().to(device)
-        exact = eager(network.to(device), pixels)
-        quick = copy.deepcopy(network).to(HALVES[precision])
-        found = cosine(eager(quick, pixels.to(HALVES[precision])), exact)
+        pixels = samples()
+        exact = eager(network, pixels.cpu())  # on the GPU the weights in fp32 would take twice the room of the others
+        quick = copy.deepcopy(network).to(device, HALVES[precision])
+        found = cosine(eager(quick, pixels.to(device, HALVES[precision])), exact)
         if found >= COSINE:
-            network.cpu()  # its place on the GPU is for others
-            torch.cuda.empty_cache()
             return TorchRunner(quick, device, precision, f"torch {precision} on {device}, cosine to fp32 {found:.5f}")
         if runtime.precision != "auto":
             raise EncoderError(too_coarse(precision, found))

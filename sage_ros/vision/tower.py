@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sage_ros.core.irp import Budget, Halt, Refinement, refine
+from sage_ros.cuda import Graphed
 from sage_ros.vision.encoder import Cost, check_frames
 from sage_ros.vision.fovea import Fovea
 from sage_ros.vision.runtime import Runtime, make_runner
@@ -45,6 +46,7 @@ class Tower:
         self.name, self.size, self.grid, self.features, self.sha256 = name, size, grid, features, sha256
         self.network = network.eval().requires_grad_(False)
         self._mean, self._std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (mean, std))
+        self._shrink_single = Graphed(self._shrink, device)
         self._run = make_runner(self.network, size, sha256, device, runtime, self._samples)
 
     @property
@@ -65,12 +67,16 @@ class Tower:
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (B, H, W, 3) uint8 RGB -> tokens (B, N, F) float32."""
-        return self._run(self.prepare(frames))
+        pixels = _bytes(frames)
+        return self._run((self._shrink_single if len(pixels) == 1 else self._shrink)(pixels))
 
-    @torch.inference_mode()
     def prepare(self, frames: np.ndarray) -> Tensor:
         """Frames (B, H, W, 3) uint8 RGB -> pixel values (B, 3, size, size): antialiased bicubic, as in training."""
-        pixels = torch.from_numpy(np.ascontiguousarray(check_frames(frames))).to(self._mean.device).permute(0, 3, 1, 2)
+        return self._shrink(_bytes(frames))
+
+    @torch.inference_mode()
+    def _shrink(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self._mean.device).permute(0, 3, 1, 2)
         if pixels.device.type != "cpu":  # which alone has it for bytes, and there four times as fast
             pixels = pixels.float()
         small = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
@@ -92,3 +98,7 @@ class Tower:
 
         frames = EpisodeDataset(EPISODES)[0].frames()
         return self.prepare(frames[np.linspace(0, len(frames) - 1, SAMPLES).astype(int)])
+
+
+def _bytes(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(check_frames(frames)))
