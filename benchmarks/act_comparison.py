@@ -69,7 +69,8 @@ def main() -> int:
     figures |= {
         "act_steps": plan["steps"], "act_imagenet": float(plan["backbone"] == "imagenet"),
         "act_seconds_per_fold": float(np.mean([s["seconds"] for s in spent])),
-        "act_on_gpu": float(spent[0]["device"] == "cuda"), "student_seconds_per_fold": seconds,
+        "act_on_gpu": float(spent[0]["device"] == "cuda"),
+        **({"student_seconds_per_fold": seconds} if seconds else {}),
         "student_parameters": parameters, "act_parameters": act_parameters,
         "parameters_ratio": parameters / act_parameters,
         "student_ms": float(np.median(ours)), "act_ms": float(np.median(theirs)),
@@ -130,7 +131,7 @@ def train_act(options: argparse.Namespace, plan: dict[str, Any], python: str) ->
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
-    """Errors by subset and length of both, and the seconds that a student's training took."""
+    """Errors by subset and length of both, and the seconds that a student's training took, 0 if there was none."""
     students, start = options.out / "student", time.perf_counter()
     before = len(list(students.glob("*.npz")))
     command = ["--beside", f"ACT={options.out}", "--validation", "0", "--seeds", *map(str, options.seeds)]
@@ -139,7 +140,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], f
                 *(["--groups", *options.groups] if options.groups else [])]  # fmt: skip
     found = left_out(command, students)
     trained = len(list(students.glob("*.npz"))) - before
-    seconds = (time.perf_counter() - start) / trained if trained else float("nan")
+    seconds = (time.perf_counter() - start) / trained if trained else 0.0
     return {key: {name: entry["mse"] for name, entry in row.items()} for key, row in found.items()}, seconds
 
 
