@@ -15,7 +15,8 @@ from dataclasses import replace
 from harness import Bar, arguments, conclude
 
 from sage_ros.core.execution import STRATEGIES, ExecutionConfig
-from sage_ros.nodes.rollout import UNSEEN, Way, evaluate, filter_bounds
+from sage_ros.core.limits import MOST
+from sage_ros.nodes.rollout import UNSEEN, Way, evaluate
 from sage_ros.sim.results import summary, summary_text
 from sage_ros.sim.trials import Trial
 
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
     options = parser.parse_args()
     seeds = range(options.seed, options.seed + options.episodes)
-    trial = Trial(bounds=filter_bounds())
+    trial = Trial(bounds=MOST)
     ways = [
         Way(f"{strategy}_{1e3 * latency:.0f}ms", replace(trial, latency=latency, execution=ExecutionConfig(strategy)))
         for latency in LATENCIES

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from harness import Bar, arguments, conclude
 
-from sage_ros.nodes.rollout import UNSEEN, Way, compared, evaluate, filter_bounds, settings
+from sage_ros.core.limits import MOST
+from sage_ros.nodes.rollout import UNSEEN, Way, compared, evaluate, settings
 from sage_ros.nodes.rollout_stage import RosStage
 from sage_ros.sim.results import Ledger, Record, summary, summary_text
 from sage_ros.sim.trials import Trial
@@ -35,7 +36,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="keep episodes here; the same command again goes on")
     options = parser.parse_args()
     seeds = range(options.seed, options.seed + options.episodes)
-    trial = Trial(bounds=filter_bounds())
+    trial = Trial(bounds=MOST)
     late, wide = replace(trial, latency=LATE), replace(trial, region_scale=WIDE)
 
     def play(part: str, ways: list[Way]) -> dict[str, list[Record]]:

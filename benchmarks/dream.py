@@ -2,21 +2,23 @@
 
 Each seed records sessions of its own in the shifted world (the expert guides the arm, physics says that it succeeded;
 every fourth is held out), then the shipped student dreams of them, beside original demonstrations: the package's, and
-some of the simulated ones that it was trained on; it is judged by such as it never saw. Figures are
-changes of the mean error on held-out sessions and on held-out originals, before and after; "plain" is the same student
-fine-tuned on the same sessions with the same steps, rate and batches, but without rehearsal and priorities. "Both
-worlds" is the mean of the two errors. Closed loop: through the whole pipeline in one thread, physics judges, on world
-seeds that nothing was trained on, in the shifted world before and after the dream, and in the original one.
+simulated ones as it was trained on; it is judged by such as it never saw. Figures are changes of the mean error on
+held-out sessions (shift) and on held-out originals, before and after; "plain" is the same student fine-tuned on the
+same sessions with the same steps, rate and batches, but without what a dream does besides. "Both worlds" is the mean of
+the two errors. Closed loop: through the whole pipeline in one thread, physics judges, on world seeds that nothing was
+trained on, in the shifted world and in the original one.
 --work keeps what is done: the same command goes on.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from harness import Bar, arguments, conclude
-from safetensors.numpy import load_file, save_file
+from matplotlib.figure import Figure
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from sage_ros.core.limits import MOST
 from sage_ros.episodes.dataset import EpisodeDataset
-from sage_ros.nodes.rollout import filter_bounds
 from sage_ros.paths import CHECKPOINT, EPISODES
 from sage_ros.policy.checkpoint import load_checkpoint
 from sage_ros.policy.student import StudentPolicy
@@ -42,7 +46,7 @@ from sage_ros.training.simulated import FIRST_SEED, simulate
 
 WAYS = ("dream", "plain")
 SESSIONS, UNSEEN = 500_000, 900_000  # first world seeds: of the sessions (1000 more for each seed), of the closed loop
-LOOK = "shifted"
+LOOKS = {"shift": "shifted", "original": "plain"}  # what figures call a world, and what the simulation does
 ARRAYS = ("state", "action", "tokens")
 
 
@@ -50,35 +54,29 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(0 to 4)")
     parser.add_argument("--sessions", type=int, default=40, help="recorded in the shifted world (%(default)s)")
-    parser.add_argument("--originals", type=int, default=120, help="simulated originals to rehearse (%(default)s)")
+    parser.add_argument("--originals", type=int, default=600, help="simulated originals to rehearse (%(default)s)")
     parser.add_argument("--steps", type=int, default=DreamConfig().steps, help="gradient steps (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=10, help="closed loop, per seed and world (%(default)s)")
+    parser.add_argument("--episodes", type=int, default=20, help="closed loop, per seed, way and world (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--work", type=Path, help="keep what is done here")
+    parser.add_argument("--picture", type=Path, help="draw what was found into this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        kept = Kept(work / "done.json", {
-            "sessions": options.sessions, "steps": options.steps, "originals": options.originals,
-        })  # fmt: skip
-        originals: Originals = ([], [])
-        for seed in options.seeds:
-            if any(f"{way} {seed}" not in kept.done for way in WAYS):
-                originals = originals if originals[0] else find_originals(work, options)
-                learn_seed(seed, originals, options, work, kept)
-        for seed in options.seeds:
-            play(f"shipped {seed}", str(CHECKPOINT), seed, LOOK, options, kept)
-            play(f"dream {seed}", str(work / f"dream_{seed}"), seed, LOOK, options, kept)
-            for way in WAYS:
-                play(f"{way} {seed}", str(work / f"{way}_{seed}"), seed, "plain", options, kept)
-        figures = summary(options, kept.done)
+        options.work = options.work or Path(temporary)
+        settings = {"sessions": options.sessions, "steps": options.steps, "originals": options.originals}
+        kept = Kept(options.work / "done.json", settings)
+        learn_all(options, kept)
+        play_all(options, kept)
+        figures = summary(options.seeds, kept.done)
     bars: dict[str, Bar] = {
         "shift_percent_worst": ("<=", -20.0), "original_percent_worst": ("<=", 2.0),
         "both_worlds_over_plain_worst": ("<=", 1.0), "promoted_percent": (">=", 100.0),
         "closed_loop_gain_worst": (">=", 1.0),
     }  # fmt: skip
     conclude("dream", figures, bars, options.record)
+    if options.picture:
+        draw(figures, options.seeds).savefig(options.picture, dpi=110)
     return 0
 
 
@@ -101,103 +99,155 @@ class Kept:
         print(f"{name}: {figures}", flush=True)
 
 
-def made(path: Path, count: int, seed: int, look: str, jobs: int) -> list[Demonstration]:
-    """Simulated demonstrations, as the shipped student sees them; made once."""
+def made(path: Path, count: int, seed: int, look: str, jobs: int = 1) -> list[Demonstration]:
+    """Simulated demonstrations, as the shipped student sees them; made once, their tokens mapped from the file."""
     if not path.exists():
         champion = load_checkpoint(CHECKPOINT)
         found = simulate(count, champion.encoder_name, champion.encoder_source, seed, jobs, False, look)
         arrays = {f"{d.index}.{name}": np.ascontiguousarray(getattr(d, name)) for d in found for name in ARRAYS}
         save_file(arrays, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
-    arrays, joints = load_file(path), PickPlaceWorld.joint_layout
-    seeds = sorted({int(key.split(".")[0]) for key in arrays})
+    joints = PickPlaceWorld.joint_layout
     found = []
-    for number in seeds:
-        state, action, tokens = (arrays[f"{number}.{name}"] for name in ARRAYS)
-        found.append(Demonstration(number, TASK, RATE, state, action, tokens, joints, joints))
+    with safe_open(path, framework="pt") as file:
+        for number in sorted({int(key.split(".")[0]) for key in file.keys()}):  # noqa: SIM118 (not a mapping)
+            state, action, tokens = (file.get_tensor(f"{number}.{name}").numpy() for name in ARRAYS)
+            found.append(Demonstration(number, TASK, RATE, state, action, tokens, joints, joints))
     return found
 
 
-def find_originals(work: Path, options: Any) -> Originals:
+def find_originals(options: Namespace) -> Originals:
     """Recorded and simulated demonstrations that the shipped student was trained on; and such as it never saw."""
-    champion = load_checkpoint(CHECKPOINT)
+    champion, count = load_checkpoint(CHECKPOINT), options.originals
     rehearse, known = split_originals([EpisodeDataset(EPISODES)], champion, progress=False)
-    count = options.originals
-    seen = made(work / f"originals_{count}", count, FIRST_SEED, "plain", options.jobs)
-    unseen = made(work / f"unseen_{count}", max(8, count // 5), SESSIONS - 1000, "plain", options.jobs)
+    seen = made(options.work / f"originals_{count}", count, FIRST_SEED, "plain", options.jobs)
+    unseen = made(options.work / f"unseen_{count}", max(8, count // 5), SESSIONS - 1000, "plain", options.jobs)
     return [*rehearse, *seen], [*known, *unseen]
 
 
-def learn_seed(seed: int, originals: Originals, options: Any, work: Path, kept: Kept) -> None:
-    """Record sessions, dream of them in every way, and keep the errors and the students."""
-    champion = load_checkpoint(CHECKPOINT)
-    name = f"sessions_{seed}_of_{options.sessions}"
-    recorded = made(work / name, options.sessions, SESSIONS + 1000 * seed, LOOK, options.jobs)
-    sessions = [Session(replace(d, index=place), success=True) for place, d in enumerate(recorded)]
-    learned, judged = ([s for s in sessions if s.held_out == aside] for aside in (False, True))
-    rehearse, known = originals
-    config = DreamConfig(seed=seed, steps=options.steps)
-    for way in WAYS:
-        if f"{way} {seed}" in kept.done:
-            continue
-        here = {"dream": config, "uniform": replace(config, priority=0.0),
-                "plain": replace(config, rehearsal=0.0, priority=0.0)}[way]  # fmt: skip
-        start = time.process_time()
-        cloned = learn(champion, learned, [] if way == "plain" else rehearse, here, progress=False)
-        spent = time.process_time() - start
-        policy = StudentPolicy(cloned.student, cloned.normalization, champion.rate)
-        verdict = judge(champion.policy, policy, judged, known, here)
-        cloned = replace(cloned, normalization=calibrated(cloned, [*(s.demonstration for s in judged), *known]))
-        tokens = [d.tokens for d in (*(s.demonstration for s in learned), *(rehearse if way != "plain" else []))]
-        save(work / f"{way}_{seed}", champion, cloned, tokens, verdict, {"settings": asdict(here)})
-        kept.keep(f"{way} {seed}", verdict.figures | {"promoted": verdict.better, "reason": verdict.reason,
-                                                      "cpu_seconds": spent})  # fmt: skip
+def find_sessions(seed: int, options: Namespace) -> list[Session]:
+    path = options.work / f"sessions_{seed}_of_{options.sessions}"
+    recorded = made(path, options.sessions, SESSIONS + 1000 * seed, LOOKS["shift"], options.jobs)
+    return [Session(replace(d, index=place), success=True) for place, d in enumerate(recorded)]
 
 
-def play(name: str, checkpoint: str, seed: int, look: str, options: Any, kept: Kept) -> None:
-    """How often it picks and places, on world seeds of this seed's own."""
-    key = f"closed loop, {look}: {name}"
-    if key in kept.done and kept.done[key]["episodes"] == options.episodes:
+def learn_all(options: Namespace, kept: Kept) -> None:
+    """Every seed's students, each way, side by side."""
+    wanted = [(way, seed, options) for seed in options.seeds for way in WAYS if f"{way} {seed}" not in kept.done]
+    if not wanted:
         return
-    trial = Trial(bounds=filter_bounds(), checkpoint=checkpoint, look=look)
-    first = UNSEEN + 1000 * seed
-    found = list(run_trials([(trial, first + k, None) for k in range(options.episodes)], options.jobs))
-    kept.keep(key, {"episodes": len(found), "successes": sum(outcome.success for outcome in found)})
+    find_originals(options)  # what they share is made before, with all processes
+    for seed in options.seeds:
+        find_sessions(seed, options)
+    with multiprocessing.get_context("spawn").Pool(min(options.jobs, len(wanted))) as pool:
+        for name, figures in pool.imap_unordered(learn_one, wanted):
+            kept.keep(name, figures)
 
 
-def summary(options: Any, done: dict[str, Any]) -> dict[str, float]:
-    """The figures, over seeds: median, worst and best."""
+def learn_one(wanted: tuple[str, int, Namespace]) -> tuple[str, dict[str, Any]]:
+    """Learn from the sessions of a seed in one way; the student is saved, and its figures come back."""
+    way, seed, options = wanted
+    torch.set_num_threads(1)
+    champion, sessions = load_checkpoint(CHECKPOINT), find_sessions(seed, options)
+    learned, judged = ([s for s in sessions if s.held_out == aside] for aside in (False, True))
+    rehearse, known = find_originals(options)
+    config = DreamConfig(seed=seed, steps=options.steps)
+    if way == "plain":
+        rehearse, config = [], replace(config, priority=0.0)
+    start = time.process_time()
+    cloned = learn(champion, learned, rehearse, config, progress=False)
+    spent = time.process_time() - start
+    verdict = judge(champion.policy, StudentPolicy(cloned.student, cloned.normalization, champion.rate), judged, known,
+                    config)  # fmt: skip
+    cloned = replace(cloned, normalization=calibrated(cloned, [*(s.demonstration for s in judged), *known]))
+    tokens = [d.tokens for d in (*(s.demonstration for s in learned), *rehearse)]
+    save(options.work / f"{way}_{seed}", champion, cloned, tokens, verdict, {"settings": asdict(config)})
+    about = {"promoted": verdict.better, "reason": verdict.reason, "cpu_seconds": spent}
+    return f"{way} {seed}", verdict.figures | about
+
+
+def play_all(options: Namespace, kept: Kept) -> None:
+    """How often each student picks and places, in both worlds, on world seeds of the seed's own."""
+    wanted = []
+    for seed in options.seeds:
+        for way in ("shipped", *WAYS):
+            checkpoint = CHECKPOINT if way == "shipped" else options.work / f"{way}_{seed}"
+            for world, look in LOOKS.items():
+                key = f"closed loop, {world}: {way} {seed}"
+                if kept.done.get(key, {}).get("episodes") != options.episodes:
+                    trial = Trial(bounds=MOST, checkpoint=str(checkpoint), look=look)
+                    wanted.append((key, trial, UNSEEN + 1000 * seed))
+    played = run_trials([(trial, first + k, None) for _, trial, first in wanted for k in range(options.episodes)],
+                        options.jobs)  # fmt: skip
+    for key, _, _ in wanted:
+        found = [next(played).success for _ in range(options.episodes)]
+        kept.keep(key, {"episodes": len(found), "successes": sum(found)})
+
+
+def summary(seeds: list[int], done: dict[str, Any]) -> dict[str, float]:
+    """The figures of each seed, and over seeds: mean, worst and best."""
     figures: dict[str, float] = {}
 
     def spread(name: str, values: list[float], worst: Any) -> None:
         best = min if worst is max else max
-        figures.update({f"{name}_median": float(np.median(values)), f"{name}_worst": float(worst(values)),
+        figures.update({f"{name}_mean": float(np.mean(values)), f"{name}_worst": float(worst(values)),
                         f"{name}_best": float(best(values))})  # fmt: skip
+        figures.update({f"{name}_seed_{seed}": float(value) for seed, value in zip(seeds, values, strict=True)})
 
-    by = {way: [done[f"{way} {seed}"] for seed in options.seeds] for way in WAYS}
+    by = {way: [done[f"{way} {seed}"] for seed in seeds] for way in WAYS}
+    for way, rows in by.items():
+        prefix = "" if way == "dream" else f"{way}_"
+        spread(f"{prefix}shift_percent", [100 * r["change"] for r in rows], max)
+        spread(f"{prefix}original_percent", [100 * r["original_change"] for r in rows], max)
     both = {way: np.array([(r["error"] + r["original_error"]) / 2 for r in rows]) for way, rows in by.items()}
-    spread("shift_percent", [100 * r["change"] for r in by["dream"]], max)
-    spread("original_percent", [100 * r["original_change"] for r in by["dream"]], max)
-    for way in [way for way in WAYS if way != "dream"]:
-        figures[f"{way}_shift_percent_median"] = float(np.median([100 * r["change"] for r in by[way]]))
-        figures[f"{way}_original_percent_median"] = float(np.median([100 * r["original_change"] for r in by[way]]))
-        spread(f"both_worlds_over_{way}", list(both["dream"] / both[way]), max)
+    spread("both_worlds_over_plain", list(both["dream"] / both["plain"]), max)
+    spread("shift_over_plain", [d["error"] / p["error"] for d, p in zip(*by.values(), strict=True)], max)
     figures["promoted_percent"] = 100 * float(np.mean([r["promoted"] for r in by["dream"]]))
     figures["cpu_seconds_median"] = float(np.median([r["cpu_seconds"] for r in by["dream"]]))
     figures["sessions_judged_by"] = by["dream"][0]["sessions"]
-
-    def rates(name: str, look: str = LOOK) -> list[float]:
-        found = [done[f"closed loop, {look}: {name} {seed}"] for seed in options.seeds]
-        return [100 * r["successes"] / r["episodes"] for r in found]
-
-    before, after = rates("shipped"), rates("dream")
-    spread("closed_loop_before_percent", before, min)
-    spread("closed_loop_after_percent", after, min)
-    spread("closed_loop_gain", list(np.subtract(after, before)), min)
-    spread("closed_loop_original_world_percent", rates("dream", "plain"), min)
-    spread("closed_loop_original_world_plain_percent", rates("plain", "plain"), min)
-    figures["closed_loop_episodes"] = float(options.episodes * len(options.seeds))
+    figures["originals_judged_by"] = by["dream"][0]["originals"]
+    rates = {}
+    for world in LOOKS:
+        for way in ("shipped", *WAYS):
+            found = [done[f"closed loop, {world}: {way} {seed}"] for seed in seeds]
+            rates[world, way] = [100 * r["successes"] / r["episodes"] for r in found]
+            spread(f"closed_loop_{world}_{way}_percent", rates[world, way], min)
+    spread("closed_loop_gain", list(np.subtract(rates["shift", "dream"], rates["shift", "shipped"])), min)
+    figures["closed_loop_episodes"] = float(sum(r["episodes"] for r in found))
     return figures
+
+
+def draw(figures: dict[str, float], seeds: list[int]) -> Figure:
+    """Bars for each seed: errors before and after, and how often the task succeeds."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    place = np.arange(len(seeds))
+    colours = {"shipped": "#9a9a9a", "dream": "#a48fc9", "plain": "#f2c14e"}
+
+    def bars(axes: Any, name: str, ways: dict[str, str], title: str, unit: str) -> None:
+        for number, (way, key) in enumerate(ways.items()):
+            values = [figures[f"{key}_seed_{seed}"] for seed in seeds]
+            drawn = axes.bar(place + 0.27 * (number - (len(ways) - 1) / 2), values, 0.25, color=colours[way], label=way)
+            axes.bar_label(drawn, fmt=name, fontsize=7, padding=1)
+        axes.axhline(0.0, color="#333333", lw=0.8)
+        axes.set_title(title, fontsize=10)
+        axes.set_ylabel(unit, fontsize=9)
+        axes.set_xticks(place, [f"seed {seed}" for seed in seeds])
+
+    learned = ("dream", "plain")
+    bars(left, "%.0f", dict(zip(learned, ("shift_percent", "plain_shift_percent"), strict=True)),
+         "Error in the shifted world, after learning", "change (%)")  # fmt: skip
+    bars(middle, "%+.1f", dict(zip(learned, ("original_percent", "plain_original_percent"), strict=True)),
+         "Error on the originals, after learning", "change (%)")  # fmt: skip
+    middle.set_yscale("symlog", linthresh=5.0)
+    middle.axhline(2.0, color="#d1495b", lw=0.8, ls="--")
+    middle.text(place[-1] + 0.45, 2.0, "2 %", color="#d1495b", fontsize=8, va="bottom", ha="right")
+    bars(right, "%.0f", {way: f"closed_loop_shift_{way}_percent" for way in colours},
+         "Success in the shifted world", "of episodes (%)")  # fmt: skip
+    right.set_ylim(0, 105)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.allowance import State, Table
+from sage_ros.core.limits import MOST
 from sage_ros.core.metabolism import Energy, Metabolism, Senses
 from sage_ros.core.safety import SafetyConfig
 from sage_ros.core.timing import SECOND, RateLimit
@@ -48,7 +49,6 @@ from sage_ros.episodes import EpisodeDataset
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds
 from sage_ros.nodes.pick_place import PIPELINE
-from sage_ros.nodes.rollout import filter_bounds
 from sage_ros.paths import EPISODES, share
 from sage_ros.sim.day import live_a_day
 from sage_ros.sim.rollout import Outcome, StudentPilot, roll_out
@@ -291,7 +291,7 @@ def budget(episodes: int) -> dict[str, float]:
     with PickPlaceWorld() as world:
         for rate in (20.0, 1.0):
             for schedule in ("focus", "half", "manager"):
-                pilot = make_pilot(Trial(bounds=filter_bounds()), world)
+                pilot = make_pilot(Trial(bounds=MOST), world)
                 assert isinstance(pilot, StudentPilot)
                 way, outcomes = Scheduled(pilot, rate, schedule, table), list[Outcome]()
                 for number in range(episodes):

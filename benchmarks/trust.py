@@ -24,10 +24,10 @@ from harness import Bar, arguments, conclude
 
 from sage_ros.core.crosscheck import Checks
 from sage_ros.core.expectation import DELAYS, Watched
+from sage_ros.core.limits import MOST
 from sage_ros.core.trust import Attention, Calibration, TrustAttention
 from sage_ros.corruption import DEVELOPMENT, HELD_OUT, CorruptionConfig
 from sage_ros.episodes.dataset import EpisodeDataset
-from sage_ros.nodes.rollout import filter_bounds
 from sage_ros.paths import CHECKPOINT, EPISODES
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint
 from sage_ros.sim.trials import Trial, run_trials
@@ -185,7 +185,7 @@ def closed_loop(episodes: int, jobs: int) -> dict[str, float]:
     for kind in ("none", "occlusion", "freeze"):
         fault = CorruptionConfig() if kind == "none" else CorruptionConfig(kind, SEVERITY, begin=0.3)
         for trust in (True, False):
-            trial = Trial("student", filter_bounds(), corruption=fault, trust=trust)
+            trial = Trial("student", MOST, corruption=fault, trust=trust)
             outcomes = list(run_trials([(trial, seed, None) for seed in seeds], jobs))
             name = f"closed_loop_{kind}_{'with' if trust else 'without'}"
             figures[f"{name}_percent"] = 100 * float(np.mean([o.success for o in outcomes]))

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_ros.core.limits import MOST
 from sage_ros.corruption import CorruptionConfig
-from sage_ros.nodes.rollout import Way, chosen_ways, evaluate, filter_bounds, main, parse, settings
+from sage_ros.nodes.rollout import Way, chosen_ways, evaluate, main, parse, settings
 from sage_ros.nodes.rollout_stage import RosStage
 from sage_ros.paths import CHECKPOINT
 from sage_ros.sim.results import EPISODES, Ledger, LedgerError, summary, summary_text, table, wilson
@@ -27,7 +28,7 @@ ON_PLATE, IN_AIR, BESIDE = np.array([0.2, -0.1, 0.02]), np.array([0.2, 0.0, 0.1]
 
 @pytest.fixture(scope="module")
 def trial() -> Trial:
-    return Trial(bounds=filter_bounds())
+    return Trial(bounds=MOST)
 
 
 # Intervals and sums

@@ -15,11 +15,10 @@ from rclpy.utilities import remove_ros_args
 from tqdm import tqdm
 
 from sage_ros.core.execution import STRATEGIES, ExecutionConfig
-from sage_ros.core.limits import Bounds
+from sage_ros.core.limits import MOST
 from sage_ros.corruption import KINDS, CorruptionConfig, parse_corruption
 from sage_ros.episodes.video import encode
 from sage_ros.nodes.rollout_stage import RosStage
-from sage_ros.nodes.safety_filter import FilterConfig
 from sage_ros.paths import checkpoint_path
 from sage_ros.sim.results import Ledger, Record, summary, summary_text, table
 from sage_ros.sim.rollout import LONGEST, Outcome
@@ -58,11 +57,6 @@ class Way:
     trial: Trial
     ros: bool = False
     real_time: bool = False
-
-
-def filter_bounds() -> Bounds:
-    """The limits that safety_filter has by default for every joint."""
-    return FilterConfig().most
 
 
 def compared(trial: Trial) -> list[Way]:
@@ -202,7 +196,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def chosen_ways(options: argparse.Namespace) -> list[Way]:
     """Raises ValueError on numbers out of range."""
     trial = Trial(
-        options.pilot, filter_bounds(), ExecutionConfig(strategy=options.strategy),
+        options.pilot, MOST, ExecutionConfig(strategy=options.strategy),
         str(Path(options.checkpoint).expanduser().resolve()) if options.checkpoint else "",
         options.latency, options.region_scale, options.longest,
         parse_corruption(options.corrupt, begin=options.fault_at) if options.corrupt else CorruptionConfig(),

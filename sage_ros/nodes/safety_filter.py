@@ -24,7 +24,7 @@ from sage_ros.core.allowance import State
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.execution import ExecutionConfig
 from sage_ros.core.gate import GateConfig, Refusal
-from sage_ros.core.limits import CONFIGURED, Bounds, JointLimits, resolve_limits
+from sage_ros.core.limits import CONFIGURED, MOST, Bounds, JointLimits, resolve_limits
 from sage_ros.core.metabolism import STILL
 from sage_ros.core.options import option
 from sage_ros.core.pace import Pace
@@ -55,9 +55,9 @@ class FilterConfig(SafetyConfig, GateConfig, ExecutionConfig):
     robot_description: str = option("", "URDF of the robot; empty: only what the topic robot_description says")
     require_description: bool = option(False, "refuse to enable until there is a robot_description")
     policy_range: bool = option(True, "keep to the positions that the policy was trained to command")
-    max_velocity: float = option(2.0, "greatest speed of any joint (rad/s)", low=0.001, high=100.0)
-    max_acceleration: float = option(12.0, "greatest acceleration (rad/s^2)", low=0.01, high=1e4)
-    max_jerk: float = option(200.0, "greatest jerk (rad/s^3)", low=0.1, high=1e6)
+    max_velocity: float = option(MOST.velocity, "greatest speed of any joint (rad/s)", low=0.001, high=100.0)
+    max_acceleration: float = option(MOST.acceleration, "greatest acceleration (rad/s^2)", low=0.01, high=1e4)
+    max_jerk: float = option(MOST.jerk, "greatest jerk (rad/s^3)", low=0.1, high=1e6)
     rest_rate: float = option(10.0, "set points per second while the robot stands still in REST or DREAM (Hz)",
                               low=1.0, high=200.0)  # fmt: skip
 
