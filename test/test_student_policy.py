@@ -224,7 +224,7 @@ def test_confidence_falls_where_the_expected_error_is_beyond_all_calibration() -
     student = policy()
     usual = student.expected_error(student.infer(observation()))
     for share, confidence in ((1.0, 1.0), (1.5, 0.5), (3.0, 0.0)):
-        norm = replace(student.normalization, uncertainty=np.array([2.0, usual / share]))
+        norm = replace(student.normalization, doubt=np.array([usual / share]))
         assert StudentPolicy(student.student, norm, 20.0).infer(observation()).confidence == pytest.approx(confidence)
 
 

@@ -23,9 +23,9 @@ class Normalization:
     """Means and standard deviations of the training rows, float64; a constant dimension has deviation 1.
 
     ``first_command`` (A,) stands for the last command while there is none: the mean of the episodes' first actions.
-    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions. ``uncertainty`` is what the
-    student's own estimate of its error is calibrated with: the factor that makes a standard deviation of it, and the
-    mean estimate that one chunk in a hundred exceeded.
+    ``action_low`` and ``action_high`` (A,) are the least and greatest training actions. The student's own estimate of
+    its error is calibrated with ``uncertainty`` (A,), the factor that makes a standard deviation of it, and ``doubt``,
+    the mean estimate that one chunk in a hundred exceeded.
     """
 
     tokens_mean: np.ndarray  # (F,)
@@ -39,7 +39,8 @@ class Normalization:
     first_command: np.ndarray  # (A,)
     action_low: np.ndarray  # (A,)
     action_high: np.ndarray  # (A,)
-    uncertainty: np.ndarray  # (2,)
+    uncertainty: np.ndarray  # (A,)
+    doubt: np.ndarray  # (1,)
 
     @property
     def action_range(self) -> np.ndarray:
@@ -79,7 +80,8 @@ class Normalization:
             first_command=np.mean([a[0] for a in actions], axis=0),
             action_low=action.min(axis=0),
             action_high=action.max(axis=0),
-            uncertainty=np.ones(2),
+            uncertainty=np.ones(action.shape[1]),
+            doubt=np.ones(1),
         )
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -96,7 +98,7 @@ class Normalization:
         for name, array in arrays.items():
             if array.ndim != 1 or not np.isfinite(array).all():
                 raise ValueError(f"'{name}' must be a list of finite numbers")
-            if name.endswith(("_std", "uncertainty")) and not (array > 0).all():
+            if name.endswith(("_std", "uncertainty", "doubt")) and not (array > 0).all():
                 raise ValueError(f"'{name}' must be positive")
         return cls(**arrays)
 
@@ -164,7 +166,7 @@ def normalise(
 def _joints_of(key: str, manifest: Manifest) -> tuple[str, ...] | None:
     """Names of the joints that a normalization entry is for; None: for other features."""
     kind = key.split("_")[0]
-    if kind in ("tokens", "motion", "uncertainty"):
+    if kind in ("tokens", "motion", "doubt"):
         return None
     return (manifest.state_joints if kind == "state" else manifest.action_joints).names
 
@@ -198,10 +200,10 @@ def read_normalization(path: Path, manifest: Manifest) -> Normalization:
             f"{path}: is for {len(norm.tokens_mean)} token features, config.json says {manifest.student.features}: "
             f"{RETRAIN}"
         )
-    if (len(norm.motion_std), len(norm.uncertainty)) != (manifest.student.motion, 2):
+    if (len(norm.motion_std), len(norm.doubt)) != (manifest.student.motion, 1):
         raise CheckpointError(
             f"{path}: is for {len(norm.motion_std)} motion features, config.json says {manifest.student.motion}, or "
-            f"'uncertainty' does not hold two numbers: {RETRAIN}"
+            f"'doubt' is not one number: {RETRAIN}"
         )
     return norm
 

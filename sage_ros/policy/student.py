@@ -172,7 +172,7 @@ class StudentPolicy:
         offsets, doubts = (x[0, : self.horizon].cpu().numpy().astype(np.float64) for x in both)
         carried = carried_on(config, commands)[0, : self.horizon]
         positions = command + carried + norm.offset_std * offsets
-        deviation = norm.uncertainty[0] * norm.offset_std * np.exp(np.clip(doubts, *DOUBTS))
+        deviation = norm.uncertainty * norm.offset_std * np.exp(np.clip(doubts, *DOUBTS))
         if bits := list(config.bits):
             span = (norm.action_high - norm.action_low)[bits]
             high = 1.0 / (1.0 + np.exp(-offsets[:, bits] - log_odds(norm, config.bits, command)))
@@ -189,8 +189,8 @@ class StudentPolicy:
         norm, assured = self.normalization, chunk.deviation
         if assured is None or not self.moving.any():
             return 0.0
-        return float((assured / norm.offset_std)[:, self.moving].mean() / norm.uncertainty[0])
+        return float((assured / (norm.uncertainty * norm.offset_std))[:, self.moving].mean())
 
     def _confidence(self, chunk: ActionChunk) -> float:
         """1 up to the error expected of all but one in a hundred calibration chunks, 0 at twice that."""
-        return float(np.clip(2.0 - self.expected_error(chunk) / self.normalization.uncertainty[1], 0.0, 1.0))
+        return float(np.clip(2.0 - self.expected_error(chunk) / self.normalization.doubt[0], 0.0, 1.0))

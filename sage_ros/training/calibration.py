@@ -18,6 +18,7 @@ from sage_ros.training.settings import CloningConfig
 
 SPREAD = 1.645  # standard deviations to either side that hold 90 % of a normal distribution
 EVERY = 4  # rows between two chunks that are looked at
+LEAST = 1e-6
 PARTS = 5  # at most so many students are fitted to calibrate one
 
 
@@ -57,21 +58,25 @@ def calibrated(cloned: Cloned, shown: Sequence[Demonstration]) -> Normalization:
 
 
 def _calibrate(cloned: Cloned, scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> Normalization:
+    """Each joint by its own errors: one that hardly moves would make those that work look surer than they are."""
     misses, doubts = (np.concatenate([score[kind] for score in scores]) for kind in (0, 1))
-    uncertainty = np.array([np.quantile(misses, 0.9) / SPREAD, np.quantile(doubts, 0.99)])
-    return replace(cloned.normalization, uncertainty=np.maximum(uncertainty, 1e-6))
+    factors = np.maximum(np.quantile(misses, 0.9, axis=0) / SPREAD, LEAST)
+    return replace(
+        cloned.normalization,
+        uncertainty=np.where(cloned.student.config.analogue, factors, 1.0),
+        doubt=np.maximum(np.quantile(doubts, [0.99]), LEAST),
+    )
 
 
 def _scores(cloned: Cloned, shown: Sequence[Demonstration]) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of the joints that move, in units of the student's estimate, and its mean estimate for each chunk."""
+    """Errors in units of the student's estimate (R, A), and its mean estimate for each chunk."""
     policy = StudentPolicy(cloned.student, cloned.normalization, shown[0].rate)
-    misses, doubts = [np.zeros(1)], [np.zeros(0)]
+    misses, doubts = [], []
     for demonstration in shown:
         for row in range(0, len(demonstration), EVERY):
             chunk = policy.infer(demonstration.observation(row))
             assert chunk.deviation is not None
             goal = demonstration.action[row : row + policy.horizon]
-            miss, estimate = np.abs(chunk.positions[: len(goal)] - goal), chunk.deviation[: len(goal)]
-            misses.append((miss[:, policy.moving] / estimate[:, policy.moving]).ravel())
-            doubts.append(np.array([policy.expected_error(chunk)]))
-    return np.concatenate(misses), np.concatenate(doubts)
+            misses.append(np.abs(chunk.positions[: len(goal)] - goal) / np.maximum(chunk.deviation[: len(goal)], LEAST))
+            doubts.append(policy.expected_error(chunk))
+    return np.concatenate(misses), np.array(doubts)
