@@ -36,7 +36,7 @@ from sage_ros.training.tokens import load_demonstrations
 from sage_ros.training.watched import simulated
 
 BEGIN, SEVERITY = 1.0, 3  # s; of 5
-UNSEEN = 700_000  # first world seed of the clean episodes, 900,000 of the closed loop
+UNSEEN = 800_000  # first world seed of the clean episodes, 900,000 of the closed loop
 NEIGHBOUR = 10
 
 

@@ -252,6 +252,16 @@ def test_a_calibration_for_other_tokens_is_refused(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_checks_of_another_form_are_refused_and_left_out_on_request(folder: Path) -> None:
+    path = folder / "calibration.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays | {"checks.limits": np.ones((4, 3))}, path)
+    rehash(folder, path.name)
+    with pytest.raises(CheckpointError, match="checks that `calibrate` has to fit anew: limits must be"):
+        load_checkpoint(folder)
+    assert load_checkpoint(folder, checks=False).calibration.checks is None
+
+
 def test_only_a_checkpoint_is_overwritten_and_only_on_request(tmp_path: Path, folder: Path) -> None:
     before = (folder / "config.json").read_bytes()
     with pytest.raises(CheckpointError, match="--overwrite"):

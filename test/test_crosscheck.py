@@ -20,12 +20,12 @@ SHOW = _random.standard_normal((JOINTS, 2, N * F))
 PLACE = _random.standard_normal((2, N * F))
 
 
-def arm(seed: int, rows: int = 120) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arm(seed: int, rows: int = 120, reach: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, joints and commands of an episode: the arm swings, things lie elsewhere each time."""
     random = np.random.default_rng(seed)
     t = np.arange(rows + 1)[:, None] / RATE
     speed, phase, size = (random.uniform(*bounds, JOINTS) for bounds in ((0.8, 2.0), (0, 6), (0.4, 0.9)))
-    command = size * np.sin(speed * t + phase)
+    command = reach * size * np.sin(speed * t + phase)
     state = np.concatenate((command[:1], 0.3 * command[:-1] + 0.7 * command[1:]))[:-1]
     state = state + 0.002 * random.standard_normal(state.shape)
     seen = np.sin(state) @ SHOW[:, 0] + np.cos(state) @ SHOW[:, 1] + 0.5 * random.standard_normal(2) @ PLACE
@@ -107,6 +107,28 @@ def test_ordinary_episodes_raise_no_alarm(calibration: Calibration) -> None:
         assert min(min(r.sources.values()) for r in results) >= 0.5, f"seed {seed}"
 
 
+def test_where_the_arm_has_never_been_nobody_is_blamed(calibration: Calibration) -> None:
+    for seed in range(300, 306):
+        results = attend(calibration, Watched.of(*arm(seed, reach=2.5)))
+        assert min(min(r.sources.values()) for r in results) >= 0.5, f"seed {seed}"
+
+
+def test_a_picture_that_stands_still_says_the_same_thing_once(checks: Checks) -> None:
+    """Evidence that does no harm alone: of an arm at rest it counts once, of a moving arm it adds up."""
+    episode, appearance = watched(100), STATISTICS.index("appearance")
+
+    def trust(rows: list[int]) -> float:
+        check = CrossCheck(checks, RATE)
+        for row in rows:
+            check.look(episode.tokens[row], episode.state[row], None, 0.05)
+            check.values[appearance] = 0.95 * checks.limits[appearance, 0]
+            check.judge(0.5, 0.75)
+        return check.trust["camera"]
+
+    assert trust([50] * 100) > 0.9
+    assert trust(list(range(10, 110))) < 0.5
+
+
 def test_one_bad_frame_is_a_spike_that_is_forgotten(calibration: Calibration) -> None:
     episode = spoiled("none")
     episode.tokens[BEGIN] += 3.0
@@ -155,6 +177,13 @@ def test_dropped_frames_cost_the_rhythm_its_trust_and_a_slow_camera_does_not(che
     assert rhythm([0.2] * 50).min() == 1.0, "a camera of 5 Hz is none that drops frames"
 
 
+def test_frames_that_come_late_are_believed(calibration: Calibration) -> None:
+    attention, episode = TrustAttention(calibration), watched(100)
+    for row in range(45):
+        result = attention.update(episode.tokens[row], 0.05 if row < 30 else 0.2, episode.state[row])
+    assert result.sources["rhythm"] < 0.5 and result.confidence > 0.9
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_trust_stays_bounded_whatever_comes(checks: Checks, seed: int) -> None:
@@ -195,12 +224,15 @@ def test_a_sum_tells_what_lasts_from_a_spike() -> None:
         total.add(0.1)
     assert total.sum < 0.1
     assert max(total.add(0.8) for _ in range(10)) > 1.0, "small evidence adds up"
+    sums = [total.add(0.8, new=False) for _ in range(30)]
+    assert sums == sorted(sums, reverse=True) and sums[-1] < 0.1, "what is only said again fades"
 
 
 def test_the_bound_of_a_sample_does_not_hang_on_one_odd_episode() -> None:
     ordinary = np.random.default_rng(0).lognormal(0.0, 0.3, 60)
     assert bound([*ordinary, 1000.0]) < 1.5 * bound(ordinary)
     assert np.mean(ordinary > bound(ordinary)) <= 0.05
+    assert bound(ordinary[:3]) > bound(np.tile(ordinary[:3], 20)), "few episodes know little"
 
 
 def test_a_limit_adapts_to_a_stream_that_is_always_a_little_odd_and_is_never_stricter() -> None:

@@ -13,14 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_ros.core.crosscheck import STATISTICS
 from sage_ros.core.irp import Budget, Refinement
 from sage_ros.core.joints import JointLayout
 from sage_ros.episodes import EpisodeDataset, EpisodeWriter
 from sage_ros.policy.checkpoint import load_checkpoint
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.student import StudentPolicy
+from sage_ros.training import calibrate, evaluate
 from sage_ros.training import distil as command
-from sage_ros.training import evaluate
 from sage_ros.training.calibration import SPREAD, clone_calibrated
 from sage_ros.training.cloning import CloningConfig, clone
 from sage_ros.training.distil import distil, split_episodes
@@ -282,6 +283,35 @@ def test_the_command_line_leaves_a_checkpoint_that_evaluates_to_its_own_figures(
     assert all(len(cost["with_trust"]) == 2 and f"\n{name} " in table for name, cost in costs.items())
     assert evaluate.main([*given, "--fault-at", "99"]) == 1
     assert "after the end of episode" in capsys.readouterr().err
+
+
+def test_a_student_comes_with_the_checks_that_calibrate_fits_to_its_training_episodes(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "student"
+    assert run_distil(dataset, out, "--steps", "1") == 0
+    assert "without checks" not in capsys.readouterr().out
+    loaded = load_checkpoint(out)
+    found, split = loaded.calibration.checks, loaded.metrics["split"]
+    aside = [str(index) for part in ("validation", "held_out") for index in split[part]]
+    again = ["--checkpoint", str(out), "--dataset", str(dataset)]
+    assert calibrate.main([*again, "--leave-out", *aside]) == 0
+    fitted = load_checkpoint(out).calibration.checks
+    assert found is not None and fitted is not None
+    for name, array in found.arrays().items():
+        np.testing.assert_allclose(array, fitted.arrays()[name], rtol=1e-5, err_msg=name)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in STATISTICS)
+
+    assert run_distil(dataset, tmp_path / "few", "--steps", "1", "--holdout", "3") == 0
+    assert "without checks of camera, joints and commands" in (said := capsys.readouterr().out)
+    assert "5 episodes to calibrate on; at least 6 are needed" in said
+    assert load_checkpoint(tmp_path / "few").calibration.checks is None
+    few = ["--checkpoint", str(tmp_path / "few"), "--dataset", str(dataset)]
+    assert calibrate.main([*few, "--leave-out", "0", "1", "2", "3"]) == 2
+    assert "5 episodes to calibrate on" in capsys.readouterr().err
+    assert calibrate.main(few) == 0, "all but the three that are held out"
+    assert load_checkpoint(tmp_path / "few").calibration.checks is not None
 
 
 def test_the_command_line_refuses_before_it_trains(

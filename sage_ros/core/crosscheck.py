@@ -5,8 +5,8 @@ statistic   what it is                                               who is blam
 ==========  =======================================================  ======================================
 appearance  token map against what the joints let expect             camera; nobody if the joints are
 texture     how much lies outside of the usual subspace, both ways   camera
-frozen      the joints' movement that the picture does not show      camera
-view        joints against where the token map sees them             camera; nobody if the joints are
+contrast    how much the tokens differ from one another, likewise    camera
+frozen      the joints' movement that the picture does not show      camera; nobody if the joints are
 commands    joints against where the commands have led them          joints
 rhythm      frames that did not come, by stamp                       rhythm
 ==========  =======================================================  ======================================
@@ -20,18 +20,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sage_ros.core.expectation import DELAYS, Expectation, Watched, distance
+from sage_ros.core.expectation import DELAYS, Expectation, Watched, distance, strangeness
 from sage_ros.core.sources import AdaptiveLimit, Reputation, Sustained, bound
 
-STATISTICS = ("appearance", "texture", "frozen", "view", "commands", "rhythm")
+STATISTICS = ("appearance", "texture", "contrast", "frozen", "commands", "rhythm")
 SOURCES = ("camera", "joints", "rhythm")
 STEPS = (1, 4)  # frames back with which a picture that may be frozen is compared
 UNSEEN = 3e-5  # of the components' variance: movement that need not be seen
 FAINT = 1e-7  # of the same: a picture that changes as little is the same picture
 REMEMBERED = 0.9  # per frame, of what is special about this scene
+NEWS = 1e-3  # of the same: what moves less since the last frame that told something tells nothing new
 RHYTHM = (2.5, 0.2, 1.0)  # frames missed that surprise at once; usual share of it; sum that surprises
 LITTLE = 0.3  # of a sum: an episode that stays below tells no more of the others than this
-MARGIN = 2.0  # on sums, whose bound is the least certain: they find what lasts, soon enough
+MARGIN = 3.0  # on sums, whose bound is the least certain: they find what lasts, soon enough
+LEAST = 4.0  # limit of a sum, in frames at the limit of one
 INTERVALS = 20  # frames from which the camera's own rate is told
 
 
@@ -49,21 +51,18 @@ class Checks:
         if len(unseen) < 2:
             raise ValueError(f"limits need at least 2 episodes beside those fitted to, not {len(unseen)}")
         checks = cls(Expectation.fit(fitting, measured), np.ones((len(STATISTICS), 3)))
-        values = [measure(checks, episode, rate) for episode in unseen]
+        told = [measure(checks, episode, rate) for episode in unseen]
         limits = []
         for statistic in range(len(STATISTICS) - 1):
-            per_episode = [v[:, statistic][np.isfinite(v[:, statistic])] for v in values]
-            per_episode = [v for v in per_episode if len(v)]
-            if not per_episode:  # no commands were known
+            known = [np.isfinite(values[:, statistic]) for values, _ in told]
+            values = [(v[k, statistic], new[k]) for (v, new), k in zip(told, known, strict=True) if k.any()]
+            if not values:  # no commands were known
                 limits.append((1.0, 1.0, 1.0))
                 continue
-            spike = bound(v.max() for v in per_episode)
-            drift = min(bound(v.mean() / spike for v in per_episode), 0.8)
-            most = []
-            for v in per_episode:
-                total = Sustained(drift, 1e9)
-                most.append(max(max(total.add(x / spike) for x in v) * 1e9, LITTLE))
-            limits.append((spike, drift, max(MARGIN * bound(most), 1.5)))
+            spike = bound(v.max() for v, _ in values)
+            drift = min(bound(v.mean() / spike for v, _ in values), 0.8)
+            most = bound(max(_highest_sum(v / spike, new, drift), LITTLE) for v, new in values)
+            limits.append((spike, drift, max(MARGIN * most, LEAST)))
         return cls(checks.expectation, np.array([*limits, RHYTHM]))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -78,13 +77,22 @@ class Checks:
         return cls(Expectation.from_arrays(arrays), limits)
 
 
-def measure(checks: Checks, episode: Watched, rate: float) -> np.ndarray:
-    """The statistics of every row, (T, 6), NaN where they cannot be told."""
-    check, found = CrossCheck(checks, rate), []
+def measure(checks: Checks, episode: Watched, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row: the statistics (T, 6), NaN where they cannot be told, and whether it told anything new (T,)."""
+    check, found, new = CrossCheck(checks, rate), [], []
     for tokens, state, commands in zip(episode.tokens, episode.state, episode.commands, strict=True):
         check.look(tokens, state, commands, 1.0 / rate)
         found.append(check.values.copy())
-    return np.array(found)
+        new.append(check.new)
+    return np.array(found), np.array(new)
+
+
+def _highest_sum(ratios: np.ndarray, new: np.ndarray, drift: float) -> float:
+    total, highest = Sustained(drift, np.inf), 0.0
+    for ratio, tells in zip(ratios, new, strict=True):
+        total.add(float(ratio), bool(tells))
+        highest = max(highest, total.sum)
+    return highest
 
 
 class CrossCheck:
@@ -106,8 +114,10 @@ class CrossCheck:
         self._sums = [Sustained(drift, limit) for _, drift, limit in self.checks.limits]
         self._reputations = {name: Reputation() for name in SOURCES}
         self._adaptive = [AdaptiveLimit() for _ in STATISTICS]
-        self._past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=max(STEPS) + 1)
+        self._past: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=max(STEPS) + 1)
         self._intervals: deque[float] = deque(maxlen=INTERVALS)
+        self.new = True  # whether the last frame told anything that the one before did not
+        self._counted: tuple[np.ndarray, np.ndarray] | None = None  # the last new one: components seen and expected
         self._scene = np.zeros(len(self.checks.expectation.basis), np.float32)
         self._lifted: np.ndarray | None = None
         self._state: np.ndarray | None = None
@@ -118,6 +128,7 @@ class CrossCheck:
         """After a pause that nobody is to blame for: what was before it is not compared with."""
         self._past.clear()
         self._intervals.clear()
+        self._counted = None
 
     @property
     def trust(self) -> dict[str, float]:
@@ -132,54 +143,70 @@ class CrossCheck:
         self.values[5] = max(elapsed / usual - 1.0, 0.0)
         if elapsed > 0:
             self._intervals.append(elapsed)
-        self._state, self._followed, self._lifted = state, None, None
+        self._state, self._followed, self._lifted, self.new = state, None, None, True
         if state is None:
             return
         self._components, detail = e.split(tokens)
         self._lifted = lifted = e.lifted(state)
-        expected = lifted @ e.seen
-        self.values[0] = distance(self._components - expected, e.seen_precision)
-        self.values[1] = ((detail - lifted @ e.texture[:-1]) / e.texture[-1]) ** 2
+        expected, strange = lifted @ e.seen, strangeness(lifted, e.seen_gram)
+        self.values[0] = distance(self._components - expected, e.seen_precision) / (1.0 + strange)
+        self.values[1:3] = ((detail - lifted @ e.texture) / e.texture_deviation) ** 2 / (1.0 + strange)
         whole = float(e.spread @ e.spread)
-        self._past.append((self._components, expected))
-        self.values[2] = 0.0
+        if self._counted is not None:
+            change = np.concatenate((self._components - self._counted[0], expected - self._counted[1]))
+            self.new = float(change @ change) > NEWS * whole
+        if self.new:
+            self._counted = self._components, expected
+        self._past.append((self._components, expected, strange))
+        self.values[3] = 0.0
         for back in STEPS:
             if back < len(self._past):
-                components, then = self._past[-1 - back]
+                components, then, stranger = self._past[-1 - back]
                 moved, shown = expected - then, self._components - components
-                excess = max(float(moved @ moved) - UNSEEN * whole, 0.0)
-                self.values[2] = max(self.values[2], excess / (float(shown @ shown) + FAINT * whole))
-        self.values[3] = distance((state - e.joints_seen(self._components)) / e.joints[1], e.told_precision)
+                excess = max(float(moved @ moved) / (1.0 + max(strange, stranger)) - UNSEEN * whole, 0.0)
+                self.values[3] = max(self.values[3], excess / (float(shown @ shown) + FAINT * whole))
         if commands is not None and np.isfinite(commands := commands[:DELAYS]).all():
-            self._followed = e.joints_followed(commands)
-            self.values[4] = distance(state[e.measured[e.measured >= 0]] - self._followed, e.followed_precision)
+            self._followed, unlike = e.joints_followed(commands)
+            # how strange the pose is where they are believed to be, not where joints at fault claim to be
+            unlike += strangeness(e.lifted(self._where(state, self._followed)), e.seen_gram)
+            rest = state[e.measured[e.measured >= 0]] - self._followed
+            self.values[4] = distance(rest, e.followed_precision) / (1.0 + unlike)
 
     def judge(self, threshold: float, forgetting: float, adaptive: bool = False) -> None:
         """Weigh the last frame's statistics: surprise above ``threshold`` counts against a source."""
-        surprises = np.zeros(len(STATISTICS))
-        for index, value in enumerate(self.values):
-            limit = self.checks.limits[index, 0] * (self._adaptive[index].factor if adaptive else 1.0)
-            ratio = value / limit if np.isfinite(value) else 0.0
-            worst = max(ratio, self._sums[index].add(ratio))
-            surprises[index] = worst / (1.0 + worst)
-            self._adaptive[index].add(worst > 1.0)
-        self.beyond = tuple(name for name, s in zip(STATISTICS, surprises, strict=True) if s > threshold)
-        appearance, texture, frozen, view, commands, rhythm = surprises
+        commands, rhythm = (self._weigh(index, adaptive) for index in (4, 5))
         blamed = commands > threshold  # the camera cannot be judged by joints that are wrong
-        camera = max(texture, frozen, *(() if blamed else (appearance, view)))
-        self.surprise = {"camera": float(camera), "joints": float(commands), "rhythm": float(rhythm)}
+        appearance, frozen = (0.0 if blamed else self._weigh(index, adaptive) for index in (0, 3))
+        texture, contrast = (self._weigh(index, adaptive) for index in (1, 2))
+        surprises = (appearance, texture, contrast, frozen, commands, rhythm)
+        self.beyond = tuple(name for name, s in zip(STATISTICS, surprises, strict=True) if s > threshold)
+        camera = max(appearance, texture, contrast, frozen)
+        self.surprise = {"camera": camera, "joints": commands, "rhythm": rhythm}
         for name, surprise in self.surprise.items():
             self._reputations[name].add(surprise > threshold, forgetting)
         if not blamed and self._lifted is not None and camera <= threshold:
             rest = self._components - self._lifted @ self.checks.expectation.seen
             self._scene = (REMEMBERED * self._scene + (1.0 - REMEMBERED) * rest).astype(np.float32)
 
+    def _weigh(self, statistic: int, adaptive: bool) -> float:
+        """Surprise in [0, 1) of a statistic of the last frame; above 0.5: beyond its limit, alone or in sum."""
+        value, adapted = self.values[statistic], self._adaptive[statistic]
+        limit = self.checks.limits[statistic, 0] * (adapted.factor if adaptive else 1.0)
+        ratio = float(value / limit) if np.isfinite(value) else 0.0
+        worst = max(ratio, self._sums[statistic].add(ratio, self.new))
+        adapted.add(worst > 1.0)
+        return worst / (1.0 + worst)
+
     def attended_joints(self) -> np.ndarray | None:
         """The last frame's joints (S,); those that are not trusted as the commands let expect them."""
         if self._state is None or self._followed is None or self.trust["joints"] >= 0.5:
             return self._state
-        state, measured = self._state.copy(), self.checks.expectation.measured
-        state[measured[measured >= 0]] = self._followed
+        return self._where(self._state, self._followed)
+
+    def _where(self, state: np.ndarray, followed: np.ndarray) -> np.ndarray:
+        """Joints (S,): those that are commanded where the commands have led them."""
+        state, measured = state.copy(), self.checks.expectation.measured
+        state[measured[measured >= 0]] = followed
         return state
 
     def expected_map(self) -> np.ndarray | None:

@@ -2,9 +2,11 @@
 
 A stream that is predicted from its own past alone hides three faults: a picture that stands still, one that is wrong
 all the time, and joints that are stuck or biased. So there are three witnesses of one pose: the token map, the
-measured joints, the commands. Linear maps fitted on the training episodes tell each from another: from lifted joints
-(random Fourier features, Rahimi & Recht 2007) the token map in its principal subspace, from the token map and from the
-commands the joints. What is left over is measured in its own covariance (Mahalanobis distance, Lee et al. 2018).
+measured joints, the commands. Linear maps fitted on clean episodes tell one from another: from lifted joints (random
+Fourier features, Rahimi & Recht 2007) the token map in its principal subspace, and how rich in detail it is; from the
+commands the joints. What is left over is measured in its own covariance (Mahalanobis distance, Lee et al. 2018), and
+counts the less, the less the input is like what was fitted to: by the variance that a linear prediction has there (its
+leverage, Hoaglin & Welsch 1978). In a pose that was never seen nobody can say what should be seen.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import numpy as np
 COMPONENTS = 64  # of the token map's principal subspace, at most
 LIFTED = 128  # random features of the joints
 WIDTH = 0.7  # of their frequencies, in 1 / standard deviation of a joint
-SQUARED = 16  # leading components whose products help to tell the joints
 ROWS = 4000  # of the training episodes that the subspace is found on, at most
 RIDGE = 1.0
 FLOOR = 0.1  # of the mean variance: a feature that never changed in training may still change a little
+ALIKE = 150.0  # rows, about an episode's, that tell as much as one that stands alone
 DELAYS = 4  # rows of commands that the joints are told from
-TOLERANCE = 0.005  # rad (or the joint's unit): what no witness is blamed for
+TOLERANCE = 0.005  # rad (or the joint's unit): what joints may do unseen
+GIVES = 0.06  # of a joint's deviation: how far an arm that is pushed gives way, for which nobody is blamed
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,27 @@ class Expectation:
     waves: np.ndarray  # (S + 1, LIFTED) frequencies of the lift, and last their phases
     seen: np.ndarray  # (1 + S + LIFTED, K) lifted joints -> components
     seen_precision: np.ndarray  # (K, K) of what is left
-    told: np.ndarray  # (1 + K + products, S) components and products of the first -> joints, in standard deviations
-    told_precision: np.ndarray  # (S, S)
+    seen_gram: np.ndarray  # (1 + S + LIFTED, 1 + S + LIFTED) inverse, of the lifted joints fitted to; see `strangeness`
     measured: np.ndarray  # (A,) the column of the state that measures each commanded joint, or -1
     followed: np.ndarray  # (1 + DELAYS x A, M) commands -> the M commanded joints that are measured
     followed_precision: np.ndarray  # (M, M)
-    texture: np.ndarray  # (1 + S + LIFTED + 1,) lifted joints -> log of what lies outside; last: deviation of the rest
+    followed_gram: np.ndarray  # (1 + DELAYS x A, 1 + DELAYS x A)
+    texture: np.ndarray  # (1 + S + LIFTED, 2) lifted joints -> log of what lies outside, and of the contrast
+    texture_deviation: np.ndarray  # (2,) of what is left
     outside: np.ndarray  # (N,) mean square of each token's part outside of the subspace
 
     def __post_init__(self) -> None:
         tokens, features = self.mean.shape
         count, joints, followed = len(self.basis), self.joints.shape[-1], int((self.measured >= 0).sum())
         lifted = 1 + joints + self.waves.shape[-1]
-        products = 1 + count + _pairs(count)[0].size
+        delayed = 1 + DELAYS * len(self.measured)
         expected = {
             "scale": (tokens, features), "basis": (count, tokens * features), "spread": (count,),
             "joints": (2, joints), "waves": (joints + 1, self.waves.shape[-1]), "seen": (lifted, count),
-            "seen_precision": (count, count), "told": (products, joints), "told_precision": (joints, joints),
-            "followed": (1 + DELAYS * len(self.measured), followed), "followed_precision": (followed, followed),
-            "texture": (lifted + 1,), "outside": (tokens,),
+            "seen_precision": (count, count), "seen_gram": (lifted, lifted),
+            "followed": (delayed, followed), "followed_precision": (followed, followed),
+            "followed_gram": (delayed, delayed), "texture": (lifted, 2), "texture_deviation": (2,),
+            "outside": (tokens,),
         }  # fmt: skip
         for name, shape in expected.items():
             array = getattr(self, name)
@@ -107,32 +112,30 @@ class Expectation:
         waves = np.concatenate((WIDTH * random.standard_normal((state.shape[1], LIFTED)),
                                 random.uniform(0, 2 * np.pi, (1, LIFTED))))  # fmt: skip
         lifted = lift(state, joints, waves)
-        seen = _ridge(lifted, components)
+        seen, seen_gram = _ridge(lifted, components)
         spread = components.std(0) + 1e-6
-        products = _products(components / spread)
-        told = _ridge(products, (state - joints[0]) / joints[1])
         tokens -= components @ basis
         around = (tokens.reshape(rows, -1, episodes[0].tokens.shape[2]) ** 2).mean(-1)
         outside = around.mean(0) + 1e-3
-        detail = np.log((around / outside).mean(-1) + 1e-3)
-        texture = _ridge(lifted, detail[:, None])[:, 0]
+        contrasts = np.concatenate([contrast(e.tokens) for e in episodes])
+        detail = np.stack((np.log((around / outside).mean(-1) + 1e-3), contrasts), axis=1)
+        texture, _ = _ridge(lifted, detail)
         measured_ = np.asarray(measured, np.int64)
         commands = np.concatenate([e.commands[:, :DELAYS] for e in episodes])
         known = np.isfinite(commands).all((1, 2))
         who = measured_[measured_ >= 0]
         told_by = _delayed(commands[known])
         aim = (state[known][:, who] - commands[known, 0][:, measured_ >= 0]) if known.any() else np.empty((0, len(who)))
-        followed = _ridge(told_by, aim, 1e-3) if known.any() else np.zeros((1 + DELAYS * len(measured_), len(who)))
-        floor = (TOLERANCE / joints[1]) ** 2
+        followed, followed_gram = _ridge(told_by, aim, 1e-3)
         shape = episodes[0].tokens.shape[1:]
         found = {
             "mean": mean.reshape(shape), "scale": scale.reshape(shape), "basis": basis, "spread": spread,
             "joints": joints, "waves": waves,
-            "seen": seen, "seen_precision": _precision(components - lifted @ seen, 1e-3 * spread**2),
-            "told": told, "told_precision": _precision((state - joints[0]) / joints[1] - products @ told, floor),
-            "followed": followed,
-            "followed_precision": _precision(aim - told_by @ followed, np.full(len(who), TOLERANCE**2)),
-            "texture": np.append(texture, (detail - lifted @ texture).std() + 1e-3), "outside": outside,
+            "seen": seen, "seen_gram": seen_gram,
+            "seen_precision": _precision(components - lifted @ seen, 1e-3 * spread**2),
+            "followed": followed, "followed_gram": followed_gram,
+            "followed_precision": _precision(aim - told_by @ followed, (GIVES * joints[1, who]) ** 2),
+            "texture": texture, "texture_deviation": (detail - lifted @ texture).std(0) + 1e-3, "outside": outside,
         }  # fmt: skip
         return cls(measured=measured_, **{name: np.asarray(array, np.float32) for name, array in found.items()})
 
@@ -150,15 +153,16 @@ class Expectation:
 
     # What is told from what
 
-    def split(self, tokens: np.ndarray) -> tuple[np.ndarray, float]:
-        """Of a map (N, F): its components (K,) and the log of how much lies outside of their subspace."""
+    def split(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of a map (N, F): its components (K,) and, (2,), the logs of how much lies outside of their subspace and of
+        the contrast."""
         whole = tokens - self.mean
         whole /= self.scale
         found = self.basis @ whole.reshape(-1)
         # Pythagoras for all tokens together would be cheaper, but each counts by what is usual for it
         whole -= (found @ self.basis).reshape(whole.shape)
         around = np.einsum("nf,nf->n", whole, whole) / whole.shape[1]
-        return found, float(np.log((around / self.outside).mean() + 1e-3))
+        return found, np.array((np.log((around / self.outside).mean() + 1e-3), contrast(tokens)))
 
     def map_of(self, components: np.ndarray) -> np.ndarray:
         """The token map (N, F) float32 of components (K,)."""
@@ -171,15 +175,11 @@ class Expectation:
         """Joints (S,) in the features that :attr:`seen` and :attr:`texture` take."""
         return lift(state, self.joints, self.waves)
 
-    def joints_seen(self, components: np.ndarray) -> np.ndarray:
-        """Joints (S,) that components tell of."""
-        joints: np.ndarray = _products(components / self.spread) @ self.told * self.joints[1] + self.joints[0]
-        return joints
-
-    def joints_followed(self, commands: np.ndarray) -> np.ndarray:
-        """The commanded joints that are measured (M,), told from commands (DELAYS, A)."""
-        joints: np.ndarray = commands[0][self.measured >= 0] + _delayed(commands[None])[0] @ self.followed
-        return joints
+    def joints_followed(self, commands: np.ndarray) -> tuple[np.ndarray, float]:
+        """The commanded joints that are measured (M,), told from commands (DELAYS, A), and how strange those are."""
+        delayed = _delayed(commands[None])[0]
+        joints: np.ndarray = commands[0][self.measured >= 0] + delayed @ self.followed
+        return joints, strangeness(delayed, self.followed_gram)
 
 
 def lift(state: np.ndarray, joints: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -188,32 +188,33 @@ def lift(state: np.ndarray, joints: np.ndarray, waves: np.ndarray) -> np.ndarray
     return np.concatenate((np.ones((*normal.shape[:-1], 1)), normal, np.cos(normal @ waves[:-1] + waves[-1])), axis=-1)
 
 
+def contrast(tokens: np.ndarray) -> np.ndarray:
+    """Log of how much the tokens of maps (..., N, F) differ from one another: what a blurred picture has little of."""
+    log: np.ndarray = np.log(tokens.var(axis=-2).mean(axis=-1) + 1e-12)
+    return log
+
+
 def distance(rest: np.ndarray, precision: np.ndarray) -> float:
     """Mean over dimensions of the squared Mahalanobis distance of what is left over (K,)."""
     return float(rest @ precision @ rest) / max(len(rest), 1)
 
 
-def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.triu_indices(min(count, SQUARED))
-    return first, second
-
-
-def _products(components: np.ndarray) -> np.ndarray:
-    first, second = _pairs(components.shape[-1])
-    ones = np.ones((*components.shape[:-1], 1))
-    return np.concatenate((ones, components, components[..., first] * components[..., second]), axis=-1)
+def strangeness(inputs: np.ndarray, gram: np.ndarray) -> float:
+    """How uncertain a linear prediction from ``inputs`` is beside what it always leaves over; 0 is not at all."""
+    return ALIKE * max(float(inputs @ gram @ inputs), 0.0)
 
 
 def _delayed(commands: np.ndarray) -> np.ndarray:
     """Commands (R, DELAYS, A) as 1, the newest, and the steps that led to it."""
-    steps = commands[:, :-1] - commands[:, 1:]
-    return np.concatenate((np.ones((len(commands), 1)), commands[:, 0], steps.reshape(len(commands), -1)), axis=1)
+    steps = (commands[:, :-1] - commands[:, 1:]).reshape(len(commands), (DELAYS - 1) * commands.shape[2])
+    return np.concatenate((np.ones((len(commands), 1)), commands[:, 0], steps), axis=1)
 
 
-def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+def _ridge(inputs: np.ndarray, outputs: np.ndarray, ridge: float = RIDGE) -> tuple[np.ndarray, np.ndarray]:
+    """Weights, and the inverse Gram matrix of the inputs."""
     inputs = inputs.astype(np.float64)
-    weights: np.ndarray = np.linalg.solve(inputs.T @ inputs + ridge * np.eye(inputs.shape[1]), inputs.T @ outputs)
-    return weights
+    gram = np.linalg.inv(inputs.T @ inputs + ridge * np.eye(inputs.shape[1]))
+    return gram @ (inputs.T @ outputs), gram
 
 
 def _precision(rest: np.ndarray, floor: np.ndarray) -> np.ndarray:

@@ -15,19 +15,22 @@ from collections.abc import Iterable
 import numpy as np
 
 SPREADS = 2.5  # robust standard deviations of an episode's worst (its logarithm) above the median
+FEW = 4.0  # episodes of which the bound would be twice as many spreads above it
 SPIKE = 2.0  # what one frame adds to a sum, at most
 FADE = 0.6  # of a sum that is left after a frame without evidence
+STALE = 0.9  # of a sum that is left after a frame that tells nothing new
 
 
 def bound(values: Iterable[float]) -> float:
     """What few episodes go beyond, of one positive number per episode that nothing was fitted to.
 
     From the median and the spread above it, so that one odd episode of many does not set the limit alone; but at
-    least what one episode in twenty goes beyond.
+    least what one episode in twenty goes beyond. Few episodes know little of the spread, so that theirs counts more.
     """
     logs = np.log(np.maximum(np.array(list(values), dtype=np.float64), 1e-9))
     middle, high, highest = np.quantile(logs, (0.5, 0.84, 0.95))
-    return float(np.exp(max(middle + SPREADS * max(high - middle, 0.1), highest)))
+    spreads = SPREADS * (1.0 + FEW / len(logs))
+    return float(np.exp(max(middle + spreads * max(high - middle, 0.1), highest)))
 
 
 class Sustained:
@@ -37,11 +40,18 @@ class Sustained:
         self.drift, self.limit = drift, limit
         self.sum = 0.0
 
-    def add(self, ratio: float) -> float:
-        """Count a frame; the sum, in units of its own limit, from 0 to 2."""
+    def add(self, ratio: float, new: bool = True) -> float:
+        """Count a frame; the sum, in units of its own limit, from 0 to 2.
+
+        A frame that tells nothing ``new`` says again what another did and counts no more; the sum fades with it, or
+        whoever holds on account of that sum would hold for ever.
+        """
         if ratio < self.drift:
             self.sum *= FADE
-        self.sum = max(0.0, min(self.sum + min(ratio, SPIKE) - self.drift, 2.0 * self.limit))
+        elif not new:
+            self.sum *= STALE
+        if new:
+            self.sum = max(0.0, min(self.sum + min(ratio, SPIKE) - self.drift, 2.0 * self.limit))
         return self.sum / self.limit
 
 

@@ -83,7 +83,10 @@ class Calibration:
             raise ValueError(f"calibration shapes do not fit: variance {variance.shape}, relevance {relevance.shape}")
         momentum, limit, rate = (float(x) for x in arrays["momentum_limit_rate"])
         inner = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
-        checks = Checks.from_arrays(inner) if inner else None
+        try:
+            checks = Checks.from_arrays(inner) if inner else None
+        except ValueError as error:
+            raise ValueError(f"checks that `calibrate` has to fit anew: {error}") from error
         if checks is not None and checks.expectation.mean.shape != variance.shape:
             raise ValueError(f"checks are for tokens {checks.expectation.mean.shape}, not {variance.shape}")
         return cls(momentum, variance, limit, relevance, rate, checks)
@@ -228,7 +231,9 @@ class TrustAttention:
         if self._check is not None and self.config.cross_check:
             sources, surprises = self._check.trust, dict(self._check.surprise)
             state = self._check.attended_joints()
-        weights = (self.calibration.relevance * trust * min(sources.values())).astype(np.float32)
+        # A frame that comes late is no worse for it: who acts on frames that do not come has to wait for them anyway
+        believed = min(sources["camera"], sources["joints"])
+        weights = (self.calibration.relevance * trust * believed).astype(np.float32)
         return Attention(
             tokens=tokens,
             weights=weights,

@@ -56,6 +56,7 @@ class TrustAttentionNode(SageNode):
         self._latest: Attention | None = None
         self._next: Calibration | None = None  # what the next frame is attended to with
         self._last_stamp: int | None = None
+        self._refused = ""  # why the last token map was not taken; empty: it was
         self._joints: StampBuffer[np.ndarray] = StampBuffer(512)
         self._commands: StampBuffer[np.ndarray] = StampBuffer(512)
         self._pictures: StampBuffer[Image] = StampBuffer(8)  # for the overlay
@@ -95,7 +96,7 @@ class TrustAttentionNode(SageNode):
         self.clear()
 
     def clear(self) -> None:
-        self._last_stamp, self._latest = None, None
+        self._last_stamp, self._latest, self._refused = None, None, ""
         self._joints.clear()
         self._commands.clear()
         self._pictures.clear()
@@ -113,6 +114,11 @@ class TrustAttentionNode(SageNode):
         self._hear(message.header.stamp)
         stamp = nanoseconds(message.header.stamp)
         elapsed = 0.0 if self._last_stamp is None else (stamp - self._last_stamp) / 1e9
+        if elapsed < -self.config.gap:  # no frame is as late: the stream has begun anew
+            self.get_logger().info(f"frames went back by {-elapsed:.1f} s: forgetting the stream so far")
+            self.counts["began_anew"] += 1
+            self.clear()
+            elapsed = 0.0
         if self._last_stamp is not None and elapsed <= 0:
             self.counts["out_of_order"] += 1
             return
@@ -124,8 +130,9 @@ class TrustAttentionNode(SageNode):
                 self._latest = attention = self._filter.update(map_from(message), elapsed, *self._known(stamp))
         except (MessageError, ValueError) as problem:
             self.counts["refused"] += 1
+            self._refused = str(problem)
             return self.complain(problem)
-        self._last_stamp = stamp
+        self._last_stamp, self._refused = stamp, ""
         # Before the tokens, which the policy answers with what it has by then
         weights = narrowed(attention.weights, self.pace.breadth)
         self._publish("attention/weights", weights.reshape(self._grid), message.header)
@@ -174,6 +181,8 @@ class TrustAttentionNode(SageNode):
             publisher.publish(self._messages[topic])
 
     def status(self) -> Status:
+        if self._refused:
+            return DiagnosticStatus.WARN, f"tokens refused: {self._refused}", {}
         if self._latest is None:
             return DiagnosticStatus.OK, "no tokens yet", {}
         a = self._latest

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sage_ros.core.joints import JointLayout
-from sage_ros.core.trust import Calibration
+from sage_ros.core.trust import PREFIX, Calibration
 from sage_ros.policy.config import StudentConfig
 from sage_ros.policy.manifest import (
     INSIDE,
@@ -223,8 +223,11 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{folder} holds no student checkpoint and is not overwritten: choose another folder")
 
 
-def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
-    """Load and check a checkpoint. Raises CheckpointError on anything missing, altered or that does not fit."""
+def load_checkpoint(folder: Path | str, device: str = "cpu", checks: bool = True) -> Checkpoint:
+    """Load and check a checkpoint; without ``checks``, those of the sources against each other are not read.
+
+    Raises CheckpointError on anything missing, altered or that does not fit.
+    """
     folder = Path(folder).expanduser().resolve()  # a link may point elsewhere before the last file is read
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICKLED:
@@ -243,7 +246,7 @@ def load_checkpoint(folder: Path | str, device: str = "cpu") -> Checkpoint:
         manifest=manifest,
         policy=StudentPolicy(student.to(device), normalization, manifest.rate),
         normalization=normalization,
-        calibration=_calibration(folder / "calibration.safetensors", manifest.student),
+        calibration=_calibration(folder / "calibration.safetensors", manifest.student, checks),
         metrics=read_json(folder / "metrics.json"),
     )
 
@@ -273,16 +276,18 @@ def _weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torc
     return tensors
 
 
-def _calibration(path: Path, student: StudentConfig) -> Calibration:
+def _calibration(path: Path, student: StudentConfig, checks: bool) -> Calibration:
     try:
-        calibration = Calibration.from_arrays(safetensors.numpy.load_file(path))
+        arrays = safetensors.numpy.load_file(path)
+        kept = {name: array for name, array in arrays.items() if checks or not name.startswith(PREFIX)}
+        calibration = Calibration.from_arrays(kept)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}: {RETRAIN}") from error
-    checks = calibration.checks
-    if checks is not None and (checks.expectation.joints.shape[1], len(checks.expectation.measured)) != (
+    found = calibration.checks
+    if found is not None and (found.expectation.joints.shape[1], len(found.expectation.measured)) != (
         student.state_dim, student.action_dim
     ):
-        raise CheckpointError(f"{path}: its checks are for other joints than the student's: {RETRAIN}")
+        raise CheckpointError(f"{path}: its checks are for other joints than the student's: `calibrate` fits them anew")
     if calibration.variance.shape != (student.tokens, student.features):
         raise CheckpointError(
             f"{path}: is for tokens {calibration.variance.shape}, but the student's are "

@@ -106,7 +106,7 @@ def make_pilot(trial: Trial, world: PickPlaceWorld) -> Pilot:
         return ExpertPilot()
     if trial.pilot == "hold":
         return HoldPilot()
-    checkpoint = load_checkpoint(checkpoint_path(trial.checkpoint))
+    checkpoint = load_checkpoint(checkpoint_path(trial.checkpoint), checks=trial.trust)
     limits = simulated_limits(checkpoint.folder, checkpoint.manifest, world, trial.bounds)
     encoder = checkpoint.load_encoder()
     pipeline = Pipeline(

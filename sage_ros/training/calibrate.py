@@ -5,8 +5,8 @@ Examples:
   calibrate --checkpoint ~/students/pick --dataset ~/episodes/pick --simulate 240 --region-scale 1.5
 
 Two thirds of the episodes tell camera, joints and commands from one another; the others, that nothing is fitted to, set
-the limits. Episodes should show more than the robot will meet: where all start alike, a path that differs a little is
-taken for a fault. A checkpoint as `distil` leaves it has no such checks. The student itself does not change.
+the limits. Episodes should show more than the robot will meet: in a pose that was never seen nobody can say what should
+be seen. `distil` does the same with its training episodes. The student itself does not change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from sage_ros.training.tokens import load_demonstrations
 from sage_ros.training.watched import recorded, simulated
 from sage_ros.vision.encoder import EncoderError
 
-LEAST = 3  # episodes
+LEAST = 6  # episodes: two of them set limits
+MEMORY = 2**30  # bytes of token maps that checks are fitted to: of more, every so many episodes are left out
 UNSEEN = 3  # every so many of them sets limits
 
 
@@ -43,12 +44,14 @@ def with_checks(
 ) -> Calibration:
     """The calibration with checks of the sources against each other.
 
-    Every third episode of each group sets limits. Raises ValueError with less than 3 episodes or 100 rows.
+    Every third episode of each group sets limits. Raises ValueError with less than 6 episodes or 100 rows fitted to.
     """
+    if (count := sum(map(len, groups))) < LEAST:
+        raise ValueError(f"{count} episodes to calibrate on; at least {LEAST} are needed")
+    every = -(-sum(e.tokens.nbytes for group in groups for e in group) // MEMORY)
+    groups = [group[::every] for group in groups]
     unseen = [e for group in groups for e in group[UNSEEN - 1 :: UNSEEN]]
     fitting = [e for group in groups for place, e in enumerate(group) if place % UNSEEN != UNSEEN - 1]
-    if len(unseen) < 2:
-        unseen = fitting[:2]  # too few to be strict: limits that are too tight are what one gets
     measured = measured_columns(student).tolist()
     return replace(calibration, checks=Checks.fit(fitting, unseen, measured, calibration.rate))
 
@@ -63,8 +66,6 @@ def calibrate(
 ) -> Calibration:
     """The checkpoint's calibration with checks learned from all episodes but those ``left_out``."""
     wanted = [index for index in dataset.indices if index not in set(left_out)]
-    if len(wanted) < LEAST:
-        raise ValueError(f"{dataset.path} has {len(wanted)} episodes to calibrate on; at least {LEAST} are needed")
     shown = load_demonstrations(dataset, checkpoint.load_encoder(), checkpoint.cameras[0], wanted)
     fitting = [fit_layout(d, checkpoint.state_joints, checkpoint.action_joints) for d in shown]
     groups = [recorded(fitting)]
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=int, default=1, metavar="N", help="processes that simulate (default %(default)s)")
     options = parser.parse_args(argv)
     try:
-        checkpoint = load_checkpoint(checkpoint_path(str(options.checkpoint)))
+        checkpoint = load_checkpoint(checkpoint_path(str(options.checkpoint)), checks=False)  # they may be older
         held_out = checkpoint.metrics.get("split", {}).get("held_out", ())
         left_out = held_out if options.leave_out is None else options.leave_out
         dataset = EpisodeDataset(dataset_path(str(options.dataset)))

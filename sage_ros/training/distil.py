@@ -38,6 +38,7 @@ from sage_ros.policy.student import StudentPolicy
 from sage_ros.sim.world import RATE, PickPlaceWorld
 from sage_ros.teacher.labels import LabelError, label_origin, load_labels
 from sage_ros.training.baselines import Blanked, fit_baselines
+from sage_ros.training.calibrate import with_checks
 from sage_ros.training.calibration import clone_calibrated
 from sage_ros.training.card import model_card
 from sage_ros.training.cloning import Cloned, clone
@@ -48,6 +49,7 @@ from sage_ros.training.resume import INDEX, Unfinished, unfinished_folder
 from sage_ros.training.settings import CloningConfig
 from sage_ros.training.simulated import FIRST_SEED, simulate
 from sage_ros.training.tokens import load_demonstrations
+from sage_ros.training.watched import recorded
 from sage_ros.vision.encoder import EncoderError, load_encoder
 
 MAX_ENCODER = 32 * 2**20  # bytes: a larger encoder is named, not copied
@@ -282,6 +284,10 @@ def run(args: argparse.Namespace) -> int:
         EncoderReference(encoder.name, INSIDE if files else source, encoder.sha256), files={},
     )
     calibration = Calibration.fit([d.tokens for d in train[:CALIBRATED]], first.rate)
+    try:
+        calibration = with_checks(calibration, [recorded(train)], student)
+    except ValueError as lacking:
+        say(f"without checks of camera, joints and commands against each other: {lacking}; see `calibrate`")
     card = model_card(metrics, manifest, dataset.tasks)
     save_checkpoint(out, best.student, manifest, best.normalization, calibration, metrics, card, files, args.overwrite)
     unfinished.remove()
