@@ -1,4 +1,4 @@
-"""What a metabolic state changes: compute, latency, and success under half the compute.
+"""What a metabolic state changes in the live pipeline: compute and latency; and a simulated day.
 
 live       the pipeline, a process per node, as a user starts it; the states by metabolic_manager's services:
   closed loop   the simulated robot (camera at 20 Hz, joints at 100 Hz), enabled, with a task: CPU of all nodes but the
@@ -7,10 +7,6 @@ live       the pipeline, a process per node, as a user starts it; the states by 
                 robot that rests takes from the request to wake until the first action
   fast camera   frames of an episode at 60 Hz: WAKE (30 Hz) beside FOCUS (60 Hz). The age of an action is how old the
                 picture is that the newest action goes by, on average over time: what a controller waits for
-budget     in process: the simulated world, where the cube is pushed 4 cm aside once, on a computer that encodes 20, or
-           1, frames a second when it does nothing else. After each task comes a pause as long. Steady FOCUS: full rate
-           all the time; everything at half rate; and the manager with the package's table (it gains half a core),
-           which works at full rate as long as its store lasts and spends almost nothing in the pauses
 days       24 simulated hours each with tasks, faults, battery, heat and an operator (sage_ros/sim/day.py): worst of all
 """
 
@@ -41,26 +37,17 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.allowance import State, Table
-from sage_ros.core.limits import MOST
-from sage_ros.core.metabolism import Energy, Metabolism, Senses
-from sage_ros.core.safety import SafetyConfig
-from sage_ros.core.timing import SECOND, RateLimit
+from sage_ros.core.timing import SECOND
 from sage_ros.episodes import EpisodeDataset
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds
 from sage_ros.nodes.pick_place import PIPELINE
 from sage_ros.paths import EPISODES, share
 from sage_ros.sim.day import live_a_day
-from sage_ros.sim.rollout import Outcome, StudentPilot, roll_out
-from sage_ros.sim.trials import Trial, make_pilot
-from sage_ros.sim.world import PickPlaceWorld
 
 TICK = os.sysconf("SC_CLK_TCK")
 SETTLE = 3.0  # s in a state before it is measured
 FAST = 60.0  # Hz
-LONGEST = 20.0  # s of simulated time for a task
-NUDGE, NUDGED = 0.04, (1.0, 2.2)  # m, and when (s of the episode)
-NEW = 200_000  # seeds that nothing was trained or tested on
 
 
 # The pipeline, live
@@ -226,95 +213,6 @@ def be_camera() -> int:
     return 0
 
 
-# Success under a budget
-
-
-class Scheduled(StudentPilot):
-    """The student, which sees only the frames that its schedule pays for. The cube is pushed aside once."""
-
-    def __init__(self, pilot: StudentPilot, rate: float, schedule: str, table: Table) -> None:
-        super().__init__(pilot.pipeline)
-        self.rate, self.schedule, self.table = rate, schedule, table
-        self.time = self.spent = self.focus = self._certainty = 0.0
-        self._energy = Energy(table.store.capacity, table.store.recharge)
-        self._metabolism = Metabolism(table.thresholds)
-        self.pipeline.filter.config = SafetyConfig(watchdog=3.0 / rate)
-        self._confide = self.pipeline.filter.confide
-        self.pipeline.filter.confide = self._hear  # type: ignore[method-assign]
-
-    def _hear(self, confidence: float) -> None:
-        self._certainty = confidence
-        self._confide(confidence)
-
-    def reset(self, world: PickPlaceWorld, seed: int, now: int) -> None:
-        super().reset(world, seed, now)
-        random = np.random.default_rng(seed)
-        self._push_at, angle = now + round(SECOND * random.uniform(*NUDGED)), random.uniform(0, 2 * np.pi)
-        self._push = NUDGE * np.array([np.cos(angle), np.sin(angle)])
-        self._certainty, self._last = 1.0, now
-        self._limit = RateLimit(self.rate / 2 if self.schedule == "half" else self.rate)
-
-    def pause(self, seconds: float) -> None:
-        """Nothing to do for so long: who has no metabolism looks on all the same."""
-        self.time += seconds
-        if self.schedule != "manager":
-            self.spent += seconds * self._limit.rate / self.rate
-            return
-        cost = seconds * self.table.states[State.REST].cost
-        self.spent += cost
-        self._metabolism.update(Senses(self.time, self._energy.advance(seconds, cost), task=False))
-
-    def see(self, now: int) -> None:
-        if self._push_at and now >= self._push_at and self._world.object_position[2] < 0.03:
-            self._push_at = 0
-            self._world.data.qpos[6:8] += self._push
-        elapsed, self._last = (now - self._last) / SECOND, now
-        self.time += elapsed
-        if self.schedule == "manager":
-            machine = self._metabolism
-            machine.update(Senses(self.time, self._energy.advance(elapsed, 0.0), True, self.pipeline.trusted,
-                                  self._certainty))  # fmt: skip
-            self._limit.rate = min(self.rate, self.table.states[machine.state].vision_rate)
-            self.focus += elapsed * (machine.state is State.FOCUS)
-            held = machine.pause or ("" if self.table.states[machine.state].actuation else machine.state.value)
-            self.pipeline.filter.forbid("metabolism", held)
-        if self.enabled and not self._limit.allows(now):
-            return self.pipeline.feel(now, self._world.state)
-        self.spent += 1.0 / self.rate
-        self._energy.advance(0.0, 1.0 / self.rate)
-        super().see(now)
-
-
-def budget(episodes: int) -> dict[str, float]:
-    table = Table.of(yaml.safe_load(share("config", "metabolism.yaml").read_text()))
-    figures: dict[str, float] = {}
-    with PickPlaceWorld() as world:
-        for rate in (20.0, 1.0):
-            for schedule in ("focus", "half", "manager"):
-                pilot = make_pilot(Trial(bounds=MOST), world)
-                assert isinstance(pilot, StudentPilot)
-                way, outcomes = Scheduled(pilot, rate, schedule, table), list[Outcome]()
-                for number in range(episodes):
-                    outcomes.append(roll_out(world, way, NEW + number, longest=LONGEST))
-                    way.pause(outcomes[-1].seconds)
-                name = f"budget{rate:.0f}_{schedule}"
-                found = {
-                    "success": 100 * sum(o.success for o in outcomes) / episodes,
-                    "seconds": float(np.mean([o.seconds for o in outcomes])),
-                    "cores": way.spent / way.time, "focus_share": way.focus / way.time,
-                }  # fmt: skip
-                print(f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
-                figures |= {f"{name}_{key}": value for key, value in found.items()}
-            for schedule in ("manager", "half"):
-                lost = figures[f"budget{rate:.0f}_focus_success"] - figures[f"budget{rate:.0f}_{schedule}_success"]
-                figures[f"budget{rate:.0f}_{schedule}_loses"] = lost
-            cores = [figures[f"budget{rate:.0f}_{s}_cores"] for s in ("manager", "half")]
-            figures[f"budget{rate:.0f}_manager_over_half_cores"] = cores[0] / cores[1]
-            losses = [figures[f"budget{rate:.0f}_{s}_loses"] for s in ("half", "manager")]
-            figures[f"budget{rate:.0f}_saved_by_manager"] = losses[0] - losses[1]
-    return figures
-
-
 def days(count: int) -> dict[str, float]:
     table = Table.of(yaml.safe_load(share("config", "metabolism.yaml").read_text()))
     scarce = replace(table, store=replace(table.store, capacity=10.0, recharge=0.6 * table.states[State.WAKE].cost))
@@ -333,7 +231,6 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of the live sessions (%(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="measured per state and round (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=20, help="per schedule; 0 leaves the budget out (%(default)s)")
     parser.add_argument("--days", type=int, default=5, help="of each table (%(default)s)")
     parser.add_argument("--camera", action="store_true", help="only be the fast camera of the live sessions")
     options = parser.parse_args()
@@ -342,10 +239,6 @@ def main() -> int:
     figures = closed_loop(options.rounds, options.seconds) | fast_camera(options.rounds, options.seconds)
     bars: dict[str, Bar] = {"rest_over_wake": ("<=", 0.2), "wake_cpu_manager_itself": ("<=", 1.0)}
     bars |= {"focus_over_wake_action_age": ("<=", 0.9), "wakes_after_ms": ("<=", 100.0)}
-    if options.episodes:
-        figures |= budget(options.episodes)
-        bars |= {"budget20_saved_by_manager": (">=", 0.0), "budget1_saved_by_manager": (">=", 1.0)}
-        bars |= {f"budget{rate}_manager_over_half_cores": ("<=", 1.05) for rate in (20, 1)}
     figures |= days(options.days)
     bars |= {"days_dreamt_with_task_s": ("<=", 0.0), "days_rested_moving": ("<=", 0.0)}
     bars |= {"days_acted_forbidden_s": ("<=", 0.0), "days_longest_wait_s": ("<=", 10.0)}

@@ -164,10 +164,10 @@ def test_without_joints_or_without_the_check_nothing_is_checked(calibration: Cal
 def test_dropped_frames_cost_the_rhythm_its_trust_and_a_slow_camera_does_not(checks: Checks) -> None:
     episode = watched(100)
 
-    def rhythm(gaps: list[float]) -> np.ndarray:
+    def rhythm(gaps: list[float], period: float = 0.0) -> np.ndarray:
         check, found = CrossCheck(checks, RATE), []
         for tokens, state, gap in zip(episode.tokens, episode.state, gaps, strict=False):
-            check.look(tokens, state, None, gap)
+            check.look(tokens, state, None, gap, period)
             check.judge(0.5, 0.75)
             found.append(check.trust["rhythm"])
         return np.array(found)
@@ -175,6 +175,7 @@ def test_dropped_frames_cost_the_rhythm_its_trust_and_a_slow_camera_does_not(che
     assert rhythm([0.05] * 30 + [0.1] + [0.05] * 20).min() > 0.7, "one lost frame is ordinary"
     assert rhythm([0.05] * 30 + [0.2] * 20)[-1] < 0.5
     assert rhythm([0.2] * 50).min() == 1.0, "a camera of 5 Hz is none that drops frames"
+    assert rhythm([0.05] * 30 + [0.2] * 20, period=0.2).min() == 1.0, "who asks for fewer frames misses none"
 
 
 def test_frames_that_come_late_are_believed(calibration: Calibration) -> None:

@@ -134,12 +134,16 @@ class CrossCheck:
     def trust(self) -> dict[str, float]:
         return {name: reputation.trust for name, reputation in self._reputations.items()}
 
-    def look(self, tokens: np.ndarray, state: np.ndarray | None, commands: np.ndarray | None, elapsed: float) -> None:
+    def look(
+        self, tokens: np.ndarray, state: np.ndarray | None, commands: np.ndarray | None, elapsed: float,
+        period: float = 0.0,
+    ) -> None:  # fmt: skip
         """A frame's map (N, F), joints (S,) and commands (DELAYS, A), None or NaN if not known, ``elapsed`` s after
-        the frame before it."""
+        the frame before it; more than one in ``period`` s nobody asked for."""
         e = self.checks.expectation
         self.values[:] = np.nan
-        usual = max(min(self._intervals, default=elapsed), 0.5 / self.rate)  # a camera's rate need not be that of rows
+        # A camera's rate need not be that of rows
+        usual = max(min(self._intervals, default=elapsed), 0.5 / self.rate, period)
         self.values[5] = max(elapsed / usual - 1.0, 0.0)
         if elapsed > 0:
             self._intervals.append(elapsed)

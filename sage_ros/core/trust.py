@@ -140,6 +140,7 @@ class TrustAttention:
     def __init__(self, calibration: Calibration, config: TrustConfig | None = None) -> None:
         self.calibration = calibration
         self.config = config or TrustConfig()
+        self.period = 0.0  # s between two frames where all are asked for; who asks for fewer misses none
         self._check = None if calibration.checks is None else CrossCheck(calibration.checks, calibration.rate)
         self.reset()
 
@@ -189,7 +190,7 @@ class TrustAttention:
         if check is not None:
             if elapsed > config.gap:
                 check.resume()
-            check.look(tokens, state, commands, elapsed)
+            check.look(tokens, state, commands, elapsed, self.period)
             check.judge(config.threshold, config.forgetting, config.adaptive)
         if not self._begun or elapsed > config.gap:
             self._begun = True

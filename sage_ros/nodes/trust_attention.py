@@ -12,6 +12,7 @@ from std_msgs.msg import Float32, Header
 
 from sage_ros.core.history import recall
 from sage_ros.core.options import option
+from sage_ros.core.pace import Pace
 from sage_ros.core.timing import SECOND, News, StampBuffer
 from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.hot_swap import HotSwap
@@ -83,7 +84,7 @@ class TrustAttentionNode(SageNode):
             self.get_logger().warning(f"{lacks}: a frozen camera and biased joints go unseen; `calibrate` makes them")
         for topic, callback in (("joint_states", self._on_joints), ("last_command", self._on_command)):
             self.listen_while(lambda pace: pace.looks, JointState, topic, callback, RELIABLE)
-        self.listen_to_metabolism(lambda pace: None)
+        self.listen_to_metabolism(self._on_pace)
 
     def _take(self, checkpoint: Checkpoint) -> None:
         """Attend to frames with this one's calibration from the next on; see HotSwap."""
@@ -101,6 +102,9 @@ class TrustAttentionNode(SageNode):
         self._commands.clear()
         self._pictures.clear()
         self._filter.reset()
+
+    def _on_pace(self, pace: Pace) -> None:
+        self._filter.period = 1.0 / pace.vision_rate if pace.looks else 0.0
 
     def _on_joints(self, message: JointState) -> None:
         self.counts["joints_in"] += 1
