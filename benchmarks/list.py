@@ -18,15 +18,15 @@ def main() -> None:
             continue
         purpose = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
         print(f"{path.stem}: {purpose}")
-        recorded = RESULTS / f"{path.stem}.json"
-        if not recorded.exists():
+        recorded = [file for name in ("", "_*") for file in sorted(RESULTS.glob(f"{path.stem}{name}.json"))]
+        if not recorded:
             print("    no recorded result")
-            continue
-        result = json.loads(recorded.read_text())
-        print(f"    {result['date']}, commit {result['commit']}, {result['machine']}")
-        for figure, value in result["figures"].items():
-            bar = result["bars"].get(figure)
-            print(f"    {figure:<40} {value:>10.4g}" + (f"   (bar: {bar[0]} {bar[1]:g})" if bar else ""))
+        for file in recorded:
+            result = json.loads(file.read_text())
+            print(f"    {file.stem}: {result['date']}, commit {result['commit']}, {result['machine']}")
+            for figure, value in result["figures"].items():
+                bar = result["bars"].get(figure)
+                print(f"    {figure:<40} {value:>10.4g}" + (f"   (bar: {bar[0]} {bar[1]:g})" if bar else ""))
 
 
 if __name__ == "__main__":
