@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.paths import CHECKPOINT, EPISODES
 from sage_ros.policy.checkpoint import load_checkpoint
 from sage_ros.policy.student import StudentPolicy
-from sage_ros.sim.trials import Trial, run_trials
+from sage_ros.sim.trials import Stages, Trial
 from sage_ros.sim.world import RATE, TASK, PickPlaceWorld
 from sage_ros.training.calibration import calibrated
+from sage_ros.training.distil import CALIBRATED
 from sage_ros.training.dream import Originals, save, split_originals
 from sage_ros.training.dreams import DreamConfig, judge, learn
 from sage_ros.training.openloop import Demonstration
@@ -53,8 +55,8 @@ ARRAYS = ("state", "action", "tokens")
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(0 to 4)")
-    parser.add_argument("--sessions", type=int, default=40, help="recorded in the shifted world (%(default)s)")
-    parser.add_argument("--originals", type=int, default=600, help="simulated originals to rehearse (%(default)s)")
+    parser.add_argument("--sessions", type=int, default=60, help="recorded in the shifted world (%(default)s)")
+    parser.add_argument("--originals", type=int, default=1000, help="simulated originals to rehearse (%(default)s)")
     parser.add_argument("--steps", type=int, default=DreamConfig().steps, help="gradient steps (%(default)s)")
     parser.add_argument("--episodes", type=int, default=20, help="closed loop, per seed, way and world (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
@@ -66,8 +68,7 @@ def main() -> int:
         options.work = options.work or Path(temporary)
         settings = {"sessions": options.sessions, "steps": options.steps, "originals": options.originals}
         kept = Kept(options.work / "done.json", settings)
-        learn_all(options, kept)
-        play_all(options, kept)
+        run(options, kept)
         figures = summary(options.seeds, kept.done)
     bars: dict[str, Bar] = {
         "shift_percent_worst": ("<=", -20.0), "original_percent_worst": ("<=", 2.0),
@@ -99,12 +100,13 @@ class Kept:
         print(f"{name}: {figures}", flush=True)
 
 
-def made(path: Path, count: int, seed: int, look: str, jobs: int = 1) -> list[Demonstration]:
+def made(options: Namespace, look: str, seeds: Sequence[int]) -> list[Demonstration]:
     """Simulated demonstrations, as the shipped student sees them; made once, their tokens mapped from the file."""
+    path = options.work / f"{look}_{seeds[0]}_to_{seeds[-1]}_{len(seeds)}"
     if not path.exists():
         champion = load_checkpoint(CHECKPOINT)
-        found = simulate(count, champion.encoder_name, champion.encoder_source, seed, jobs, False, look)
-        arrays = {f"{d.index}.{name}": np.ascontiguousarray(getattr(d, name)) for d in found for name in ARRAYS}
+        shown = simulate(seeds, champion.encoder_name, champion.encoder_source, options.jobs, False, look)
+        arrays = {f"{d.index}.{name}": np.ascontiguousarray(getattr(d, name)) for d in shown for name in ARRAYS}
         save_file(arrays, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
     joints = PickPlaceWorld.joint_layout
@@ -118,37 +120,99 @@ def made(path: Path, count: int, seed: int, look: str, jobs: int = 1) -> list[De
 
 def find_originals(options: Namespace) -> Originals:
     """Recorded and simulated demonstrations that the shipped student was trained on; and such as it never saw."""
-    champion, count = load_checkpoint(CHECKPOINT), options.originals
-    rehearse, known = split_originals([EpisodeDataset(EPISODES)], champion, progress=False)
-    seen = made(options.work / f"originals_{count}", count, FIRST_SEED, "plain", options.jobs)
-    unseen = made(options.work / f"unseen_{count}", max(8, count // 5), SESSIONS - 1000, "plain", options.jobs)
-    return [*rehearse, *seen], [*known, *unseen]
+    rehearse, known = split_originals([EpisodeDataset(EPISODES)], load_checkpoint(CHECKPOINT), progress=False)
+    seen = range(FIRST_SEED, FIRST_SEED + options.originals)
+    unseen = range(SESSIONS - 1000, SESSIONS - 1000 + max(8, options.originals // 5))
+    shown = made(options, LOOKS["original"], [*seen, *unseen])
+    return ([*rehearse, *(d for d in shown if d.index in seen)], [*known, *(d for d in shown if d.index in unseen)])
 
 
-def find_sessions(seed: int, options: Namespace) -> list[Session]:
-    path = options.work / f"sessions_{seed}_of_{options.sessions}"
-    recorded = made(path, options.sessions, SESSIONS + 1000 * seed, LOOKS["shift"], options.jobs)
-    return [Session(replace(d, index=place), success=True) for place, d in enumerate(recorded)]
+def find_sessions(options: Namespace) -> dict[int, list[Session]]:
+    """Those of each seed."""
+    seeds = {seed: range(SESSIONS + 1000 * seed, SESSIONS + 1000 * seed + options.sessions) for seed in options.seeds}
+    shown = made(options, LOOKS["shift"], [number for numbers in seeds.values() for number in numbers])
+    return {
+        seed: [Session(replace(d, index=d.index - numbers[0]), success=True) for d in shown if d.index in numbers]
+        for seed, numbers in seeds.items()
+    }
 
 
-def learn_all(options: Namespace, kept: Kept) -> None:
-    """Every seed's students, each way, side by side."""
-    wanted = [(way, seed, options) for seed in options.seeds for way in WAYS if f"{way} {seed}" not in kept.done]
-    if not wanted:
-        return
-    find_originals(options)  # what they share is made before, with all processes
-    for seed in options.seeds:
-        find_sessions(seed, options)
-    with multiprocessing.get_context("spawn").Pool(min(options.jobs, len(wanted))) as pool:
-        for name, figures in pool.imap_unordered(learn_one, wanted):
-            kept.keep(name, figures)
+@dataclass(frozen=True)
+class Lesson:
+    """A student that is to learn from the sessions of a seed in one way."""
+
+    way: str
+    seed: int
+    options: Namespace
+
+    @property
+    def key(self) -> str:
+        return f"{self.way} {self.seed}"
 
 
-def learn_one(wanted: tuple[str, int, Namespace]) -> tuple[str, dict[str, Any]]:
-    """Learn from the sessions of a seed in one way; the student is saved, and its figures come back."""
-    way, seed, options = wanted
-    torch.set_num_threads(1)
-    champion, sessions = load_checkpoint(CHECKPOINT), find_sessions(seed, options)
+@dataclass(frozen=True)
+class Play:
+    """An episode in closed loop, on a world seed of the seed's own."""
+
+    way: str
+    seed: int
+    world: str
+    number: int
+    checkpoint: str
+
+    @property
+    def key(self) -> str:
+        return f"closed loop, {self.world}: {self.way} {self.seed}"
+
+
+def plays(options: Namespace, ways: Sequence[str], done: dict[str, Any]) -> list[Play]:
+    """The episodes of these students that were not played, what matters most first."""
+    found = []
+    for world in LOOKS:
+        for way in ways:
+            for seed in options.seeds:
+                checkpoint = CHECKPOINT if way == "shipped" else options.work / f"{way}_{seed}"
+                several = [Play(way, seed, world, k, str(checkpoint)) for k in range(options.episodes)]
+                if done.get(several[0].key, {}).get("episodes") != options.episodes:
+                    found += several
+    return found
+
+
+def run(options: Namespace, kept: Kept) -> None:
+    """All that is not done: the students learn side by side, and are played as soon as all have learned."""
+    lessons = [Lesson(way, seed, options) for seed in options.seeds for way in WAYS]
+    lessons = [lesson for lesson in lessons if lesson.key not in kept.done]
+    if lessons:  # what they share is made before, with all processes
+        find_originals(options)
+        find_sessions(options)
+    with multiprocessing.get_context("spawn").Pool(options.jobs, torch.set_num_threads, (1,)) as pool:
+        first: list[Lesson | Play] = [*lessons, *plays(options, ["shipped"], kept.done)]
+        then: list[Lesson | Play] = [*plays(options, WAYS, kept.done)]
+        for tasks in (first, then):
+            won: dict[str, list[bool]] = {}
+            for key, found in pool.imap_unordered(do, tasks):
+                if isinstance(found, dict):
+                    kept.keep(key, found)
+                    continue
+                won.setdefault(key, []).append(found)
+                if len(won[key]) == options.episodes:
+                    kept.keep(key, {"episodes": options.episodes, "successes": sum(won[key])})
+
+
+stages = Stages()  # of a process
+
+
+def do(task: Lesson | Play) -> tuple[str, dict[str, Any] | bool]:
+    if isinstance(task, Lesson):
+        return task.key, learn_one(task)
+    trial = Trial(bounds=MOST, checkpoint=task.checkpoint, look=LOOKS[task.world])
+    return task.key, stages.run((trial, UNSEEN + 1000 * task.seed + task.number, None)).success
+
+
+def learn_one(lesson: Lesson) -> dict[str, Any]:
+    """Let it learn, save the student, and return its figures."""
+    way, seed, options = lesson.way, lesson.seed, lesson.options
+    champion, sessions = load_checkpoint(CHECKPOINT), find_sessions(options)[seed]
     learned, judged = ([s for s in sessions if s.held_out == aside] for aside in (False, True))
     rehearse, known = find_originals(options)
     config = DreamConfig(seed=seed, steps=options.steps)
@@ -157,31 +221,12 @@ def learn_one(wanted: tuple[str, int, Namespace]) -> tuple[str, dict[str, Any]]:
     start = time.process_time()
     cloned = learn(champion, learned, rehearse, config, progress=False)
     spent = time.process_time() - start
-    verdict = judge(champion.policy, StudentPolicy(cloned.student, cloned.normalization, champion.rate), judged, known,
-                    config)  # fmt: skip
+    challenger = StudentPolicy(cloned.student, cloned.normalization, champion.rate)
+    verdict = judge(champion.policy, challenger, judged, known, config)
     cloned = replace(cloned, normalization=calibrated(cloned, [*(s.demonstration for s in judged), *known]))
-    tokens = [d.tokens for d in (*(s.demonstration for s in learned), *rehearse)]
+    tokens = [d.tokens for d in (*(s.demonstration for s in learned), *rehearse)][:CALIBRATED]
     save(options.work / f"{way}_{seed}", champion, cloned, tokens, verdict, {"settings": asdict(config)})
-    about = {"promoted": verdict.better, "reason": verdict.reason, "cpu_seconds": spent}
-    return f"{way} {seed}", verdict.figures | about
-
-
-def play_all(options: Namespace, kept: Kept) -> None:
-    """How often each student picks and places, in both worlds, on world seeds of the seed's own."""
-    wanted = []
-    for seed in options.seeds:
-        for way in ("shipped", *WAYS):
-            checkpoint = CHECKPOINT if way == "shipped" else options.work / f"{way}_{seed}"
-            for world, look in LOOKS.items():
-                key = f"closed loop, {world}: {way} {seed}"
-                if kept.done.get(key, {}).get("episodes") != options.episodes:
-                    trial = Trial(bounds=MOST, checkpoint=str(checkpoint), look=look)
-                    wanted.append((key, trial, UNSEEN + 1000 * seed))
-    played = run_trials([(trial, first + k, None) for _, trial, first in wanted for k in range(options.episodes)],
-                        options.jobs)  # fmt: skip
-    for key, _, _ in wanted:
-        found = [next(played).success for _ in range(options.episodes)]
-        kept.keep(key, {"episodes": len(found), "successes": sum(found)})
+    return verdict.figures | {"promoted": verdict.better, "reason": verdict.reason, "cpu_seconds": spent}
 
 
 def summary(seeds: list[int], done: dict[str, Any]) -> dict[str, float]:

@@ -61,7 +61,11 @@ def _holds(value: float, bar: Bar) -> bool:
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return answer.stdout.strip() or "unknown"
 
 

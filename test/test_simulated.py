@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 
 def test_simulated_demonstrations_do_not_depend_on_the_number_of_processes() -> None:
-    one = simulate(2, "tiny_vae", str(ENCODER), seed=7, jobs=1, progress=False)
-    two = simulate(2, "tiny_vae", str(ENCODER), seed=7, jobs=2, progress=False)
+    one = simulate([7, 8], "tiny_vae", str(ENCODER), jobs=1, progress=False)
+    two = simulate([7, 8], "tiny_vae", str(ENCODER), jobs=2, progress=False)
     assert [d.index for d in one] == [d.index for d in two] == [7, 8]
     for a, b in zip(one, two, strict=True):
         assert np.array_equal(a.action, b.action) and np.array_equal(a.tokens, b.tokens)

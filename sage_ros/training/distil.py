@@ -342,7 +342,7 @@ def co_train(count: int, jobs: int, encoder: str, source: str, like: Demonstrati
     if (like.state_joints.names, like.action_joints.names, like.rate) != (joints, joints, RATE):
         raise ValueError(f"--simulate makes episodes of {', '.join(joints)} at {RATE:g} Hz, but the data set has "
                          f"{', '.join(like.action_joints.names)} at {like.rate:g} Hz: leave it out")  # fmt: skip
-    return simulate(count, encoder, source, jobs=jobs)
+    return simulate(range(FIRST_SEED, FIRST_SEED + count), encoder, source, jobs)
 
 
 def not_beaten(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

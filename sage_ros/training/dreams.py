@@ -33,10 +33,10 @@ RESAMPLES = 4000
 class DreamConfig:
     """How a dream learns, and what its challenger has to reach."""
 
-    steps: int = option(1500, "gradient steps", low=1, high=10**6)
+    steps: int = option(1000, "gradient steps", low=1, high=10**6)
     batch_size: int = option(256, "rows per step", low=1, high=65536)
-    lr: float = option(3e-4, "highest learning rate", low=1e-8, high=1.0)
-    rehearsal: float = option(0.5, "share of the rows that are original demonstrations", low=0.0, high=0.95)
+    lr: float = option(1e-4, "highest learning rate", low=1e-8, high=1.0)
+    rehearsal: float = option(0.8, "share of the rows that are original demonstrations", low=0.0, high=0.95)
     priority: float = option(0.6, "how much more often surprising rows are drawn; 0: all alike", low=0.0, high=2.0)
     correction: float = option(0.5, "how far a row counts less for being drawn more often; 1: fully", low=0.0, high=1.0)
     unjudged: float = option(0.25, "what a session counts whose outcome nobody has told", low=0.0, high=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
@@ -17,10 +18,9 @@ FIRST_SEED = 1000  # of the world; the package's data set begins at 0, a rollout
 
 
 def simulate(
-    count: int, encoder: str, source: str, seed: int = FIRST_SEED, jobs: int = 1, progress: bool = True,
-    look: str = "plain",
-) -> list[Demonstration]:  # fmt: skip
-    """``count`` attempts of the expert from world seed ``seed`` on, less those that failed; ``index`` is the seed.
+    seeds: Sequence[int], encoder: str, source: str, jobs: int = 1, progress: bool = True, look: str = "plain"
+) -> list[Demonstration]:
+    """An attempt of the expert in the world of each of ``seeds``, less those that failed; ``index`` is the seed.
 
     Token maps are of the encoder named ``encoder`` with the weights at ``source``. ``jobs`` processes share the work;
     what comes out does not depend on them. Raises as :func:`~sage_ros.vision.encoder.load_encoder` and the world do.
@@ -28,8 +28,8 @@ def simulate(
     load_encoder(encoder, source)  # what is missing shows here rather than in a worker
     context = multiprocessing.get_context("spawn")  # a fork would share this process's OpenGL and threads
     with context.Pool(jobs, _Worker.start, (encoder, source, look)) as pool:
-        made = pool.imap(_Worker.work, range(seed, seed + count), chunksize=4)
-        bar = tqdm(made, desc="simulate", total=count, unit="episode", disable=not progress)
+        made = pool.imap(_Worker.work, seeds, chunksize=4)
+        bar = tqdm(made, desc="simulate", total=len(seeds), unit="episode", disable=not progress)
         return [demonstration for demonstration in bar if demonstration is not None]
 
 
