@@ -43,7 +43,7 @@ from sage_ros.training.cloning import Cloned, CloningConfig, clone
 from sage_ros.training.openloop import Demonstration, blinded, open_loop_error
 from sage_ros.training.probes import format_metrics, measure, milliseconds, psnr
 from sage_ros.training.recipes import FEW, recipe, student_for
-from sage_ros.training.simulated import simulate
+from sage_ros.training.simulated import FIRST_SEED, simulate
 from sage_ros.training.tokens import load_demonstrations
 from sage_ros.training.vae import load_views
 from sage_ros.vision.clip import Clip
@@ -192,7 +192,8 @@ def sight(options: argparse.Namespace) -> dict[str, float]:
     shipped, dataset = load_checkpoint(CHECKPOINT), EpisodeDataset(EPISODES)
     shown = {d.index: d for d in load_demonstrations(dataset, shipped.load_encoder(), shipped.cameras[0])}
     parts = [[shown[i] for i in shipped.metrics["split"][part]] for part in ("train", "validation", "held_out")]
-    parts[0] += simulate(options.simulate, shipped.encoder_name, shipped.encoder_source, jobs=options.jobs)
+    parts[0] += simulate(range(FIRST_SEED, FIRST_SEED + options.simulate), shipped.encoder_name,
+                         shipped.encoder_source, options.jobs)  # fmt: skip
     figures: dict[str, float] = {"demonstrations": len(parts[0])}
     for name, (train, validation, held_out) in (("sighted", parts), ("blind", [blinded(part) for part in parts])):
         cloned = clone(train, validation, shipped.config, CloningConfig(steps=options.steps))

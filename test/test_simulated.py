@@ -34,7 +34,7 @@ def test_distil_trains_beside_the_data_set_on_simulated_demonstrations(tmp_path,
 
 
 def test_simulated_demonstrations_are_not_mixed_with_another_robots(monkeypatch) -> None:
-    like = simulate(1, "tiny_vae", str(ENCODER), progress=False)[0]
+    like = simulate([1000], "tiny_vae", str(ENCODER), progress=False)[0]
     monkeypatch.setattr(distil, "RATE", 30.0)
     with pytest.raises(ValueError, match=r"at 20 Hz: leave it out"):
         distil.co_train(1, 1, "tiny_vae", str(ENCODER), like)
