@@ -39,9 +39,9 @@ from sage_ros.policy.student import StudentPolicy
 from sage_ros.sim.trials import Stages, Trial
 from sage_ros.sim.world import RATE, TASK, PickPlaceWorld
 from sage_ros.training.calibration import calibrated
-from sage_ros.training.distil import CALIBRATED
 from sage_ros.training.dream import Originals, save, split_originals
 from sage_ros.training.dreams import DreamConfig, judge, learn
+from sage_ros.training.expecting import recalibrated
 from sage_ros.training.openloop import Demonstration
 from sage_ros.training.sessions import Session
 from sage_ros.training.simulated import FIRST_SEED, simulate
@@ -216,6 +216,7 @@ def learn_one(lesson: Lesson) -> dict[str, Any]:
     learned, judged = ([s for s in sessions if s.held_out == aside] for aside in (False, True))
     rehearse, known = find_originals(options)
     config = DreamConfig(seed=seed, steps=options.steps)
+    shown = rehearse  # trust-attention is to know both worlds, whatever the student learns from
     if way == "plain":
         rehearse, config = [], replace(config, priority=0.0)
     start = time.process_time()
@@ -224,8 +225,8 @@ def learn_one(lesson: Lesson) -> dict[str, Any]:
     challenger = StudentPolicy(cloned.student, cloned.normalization, champion.rate)
     verdict = judge(champion.policy, challenger, judged, known, config)
     cloned = replace(cloned, normalization=calibrated(cloned, [*(s.demonstration for s in judged), *known]))
-    tokens = [d.tokens for d in (*(s.demonstration for s in learned), *rehearse)][:CALIBRATED]
-    save(options.work / f"{way}_{seed}", champion, cloned, tokens, verdict, {"settings": asdict(config)})
+    calibration = recalibrated(champion, sessions, shown)
+    save(options.work / f"{way}_{seed}", champion, cloned, calibration, verdict, {"settings": asdict(config)})
     return verdict.figures | {"promoted": verdict.better, "reason": verdict.reason, "cpu_seconds": spent}
 
 

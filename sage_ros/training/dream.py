@@ -41,8 +41,8 @@ from sage_ros.teacher import label
 from sage_ros.teacher.labels import LabelError, label_origin, load_labels
 from sage_ros.training.calibration import calibrated
 from sage_ros.training.cloning import Cloned
-from sage_ros.training.distil import CALIBRATED
 from sage_ros.training.dreams import DreamConfig, Verdict, describe, judge, learn
+from sage_ros.training.expecting import recalibrated
 from sage_ros.training.openloop import Demonstration, fit_layout
 from sage_ros.training.resume import Unfinished
 from sage_ros.training.sessions import load_sessions
@@ -118,9 +118,9 @@ def dream(champions: Champions, args: argparse.Namespace, config: DreamConfig) -
     about |= {"reason": verdict.reason, "figures": verdict.figures}
     if verdict.better:
         shown = [*(s.demonstration for s in judged if s.success), *known]
-        tokens = [d.tokens for d in (*(s.demonstration for s in learned), *rehearse)][:CALIBRATED]
         folder = champions.next()
-        save(folder, champion, replace(cloned, normalization=calibrated(cloned, shown)), tokens, verdict, about)
+        cloned = replace(cloned, normalization=calibrated(cloned, shown))
+        save(folder, champion, cloned, recalibrated(champion, sessions, rehearse), verdict, about)
         champions.promote(folder, about)
     else:
         champions.drop(about)
@@ -130,16 +130,15 @@ def dream(champions: Champions, args: argparse.Namespace, config: DreamConfig) -
 
 
 def save(
-    folder: Path, champion: Checkpoint, cloned: Cloned, tokens: list[Any], verdict: Verdict, about: dict[str, Any]
-) -> None:
+    folder: Path, champion: Checkpoint, cloned: Cloned, calibration: Calibration, verdict: Verdict,
+    about: dict[str, Any],
+) -> None:  # fmt: skip
     """Write a challenger as a checkpoint like the champion's."""
     metrics = {name: champion.metrics[name] for name in KEPT if name in champion.metrics} | {"dream": about}
     card = (f"# Student {folder.name}\n\nDreamt by {champion.folder.resolve().name} from recorded sessions: "
             f"{verdict.reason}. For the same robot, camera and task; figures and data are in `metrics.json`, those of "
             "its ancestors in `../lineage.jsonl`.\n")  # fmt: skip
     inside = champion.manifest.encoder.source == INSIDE
-    # What camera, joints and commands let expect of each other is the robot's, not the student's.
-    calibration = replace(Calibration.fit(tokens, champion.rate), checks=champion.calibration.checks)
     save_checkpoint(
         folder, cloned.student, champion.manifest, cloned.normalization, calibration,
         metrics, card, champion.folder / INSIDE if inside else None, overwrite=True,
