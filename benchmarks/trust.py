@@ -105,8 +105,8 @@ def detection(checkpoint: Checkpoint) -> tuple[dict[str, float], dict[str, Bar]]
 
 
 def surprises(seen: Sequence[Attention]) -> np.ndarray:
-    """The greatest surprise of any source, and how far the tokens are distrusted: one number a frame."""
-    return np.array([max(*a.surprises.values(), 1.0 - a.confidence) for a in seen])
+    """The greatest surprise of any source, or how far one or the tokens are distrusted: one number a frame."""
+    return np.array([max(*a.surprises.values(), 1.0 - min(a.sources.values()), 1.0 - a.confidence) for a in seen])
 
 
 class Rivals:

@@ -6,6 +6,7 @@ statistic   what it is                                               who is blam
 appearance  token map against what the joints let expect             camera; nobody if the joints are
 texture     how much lies outside of the usual subspace, both ways   camera
 contrast    how much the tokens differ from one another, likewise    camera
+restless    change in most of the tokens that no joint explains      camera
 frozen      the joints' movement that the picture does not show      camera; nobody if the joints are
 commands    joints against where the commands have led them          joints
 rhythm      frames that did not come, by stamp                       rhythm
@@ -20,27 +21,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sage_ros.core.expectation import DELAYS, Expectation, Watched, distance, strangeness
+from sage_ros.core.expectation import DELAYS, GIVES, Expectation, Watched, between, contrast, distance, strangeness
 from sage_ros.core.sources import AdaptiveLimit, Reputation, Sustained, bound
 
-STATISTICS = ("appearance", "texture", "contrast", "frozen", "commands", "rhythm")
+STATISTICS = ("appearance", "texture", "contrast", "restless", "frozen", "commands", "rhythm")
+APPEARANCE, TEXTURE, CONTRAST, RESTLESS, FROZEN, COMMANDS, RHYTHM = range(len(STATISTICS))
+PICTURE = slice(APPEARANCE, COMMANDS)  # those that a frame tells something new of where picture or arm has moved
 SOURCES = ("camera", "joints", "rhythm")
 STEPS = (1, 4)  # frames back with which a picture that may be frozen is compared
 UNSEEN = 3e-5  # of the components' variance: movement that need not be seen
+STILL = 0.05  # of a token's variance: change from frame to frame that is never held against a picture
+MOVING = 1.5  # times what the joints let expect on average: change that a moving camera may show all over
 FAINT = 1e-7  # of the same: a picture that changes as little is the same picture
 REMEMBERED = 0.9  # per frame, of what is special about this scene
 NEWS = 1e-3  # of the same: what moves less since the last frame that told something tells nothing new
-RHYTHM = (2.5, 0.2, 1.0)  # frames missed that surprise at once; usual share of it; sum that surprises
+EXCITED = 0.03  # of a joint's deviation: commands and joints that move less since then tell nothing new of each other
+SKIPS = (2.5, 0.2, 1.0)  # frames missed that surprise at once; usual share of it; sum that surprises
+USUAL = (0.1, 0.8)  # of its limit: what a statistic brings on average, at least and at most
 LITTLE = 0.3  # of a sum: an episode that stays below tells no more of the others than this
 MARGIN = 3.0  # on sums, whose bound is the least certain: they find what lasts, soon enough
 LEAST = 4.0  # limit of a sum, in frames at the limit of one
+QUIET = 0.15  # of a frame's share in trust, for one that tells nothing new against joints
 INTERVALS = 20  # frames from which the camera's own rate is told
 
 
 @dataclass(frozen=True)
 class Checks:
     """Maps between the witnesses and, for each of ``STATISTICS``: what one frame stays below, what it brings on
-    average in units of that, and what the sum above that average stays below: ``limits`` (6, 3)."""
+    average in units of that, and what the sum above that average stays below: ``limits`` (7, 3)."""
 
     expectation: Expectation
     limits: np.ndarray
@@ -55,15 +63,16 @@ class Checks:
         limits = []
         for statistic in range(len(STATISTICS) - 1):
             known = [np.isfinite(values[:, statistic]) for values, _ in told]
-            values = [(v[k, statistic], new[k]) for (v, new), k in zip(told, known, strict=True) if k.any()]
+            values = [(v[k, statistic], new[k, statistic]) for (v, new), k in zip(told, known, strict=True) if k.any()]
             if not values:  # no commands were known
                 limits.append((1.0, 1.0, 1.0))
                 continue
-            spike = bound(v.max() for v, _ in values)
-            drift = min(bound(v.mean() / spike for v, _ in values), 0.8)
+            least = STILL if statistic == RESTLESS else 0.0
+            spike = max(bound(v.max() + least for v, _ in values) - least, least)
+            drift = float(np.clip(bound(v.mean() / spike for v, _ in values), *USUAL))
             most = bound(max(_highest_sum(v / spike, new, drift), LITTLE) for v, new in values)
             limits.append((spike, drift, max(MARGIN * most, LEAST)))
-        return cls(checks.expectation, np.array([*limits, RHYTHM]))
+        return cls(checks.expectation, np.array([*limits, SKIPS]))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"limits": self.limits, **self.expectation.arrays()}
@@ -78,12 +87,12 @@ class Checks:
 
 
 def measure(checks: Checks, episode: Watched, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of every row: the statistics (T, 6), NaN where they cannot be told, and whether it told anything new (T,)."""
+    """Of every row: the statistics (T, 7), NaN where they cannot be told, and whether they told anything new (T, 7)."""
     check, found, new = CrossCheck(checks, rate), [], []
     for tokens, state, commands in zip(episode.tokens, episode.state, episode.commands, strict=True):
         check.look(tokens, state, commands, 1.0 / rate)
         found.append(check.values.copy())
-        new.append(check.new)
+        new.append(check.new.copy())
     return np.array(found), np.array(new)
 
 
@@ -98,7 +107,7 @@ def _highest_sum(ratios: np.ndarray, new: np.ndarray, drift: float) -> float:
 class CrossCheck:
     """The checks over a stream; memory is constant. For every frame call :meth:`look`, then :meth:`judge`.
 
-    ``values`` are the statistics of the last frame, (6,), NaN where they cannot be told; ``surprise`` and ``trust``
+    ``values`` are the statistics of the last frame, (7,), NaN where they cannot be told; ``surprise`` and ``trust``
     are those of each source.
     """
 
@@ -116,8 +125,11 @@ class CrossCheck:
         self._adaptive = [AdaptiveLimit() for _ in STATISTICS]
         self._past: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=max(STEPS) + 1)
         self._intervals: deque[float] = deque(maxlen=INTERVALS)
-        self.new = True  # whether the last frame told anything that the one before did not
-        self._counted: tuple[np.ndarray, np.ndarray] | None = None  # the last new one: components seen and expected
+        self.new = np.ones(len(STATISTICS), bool)  # which of them tell what earlier frames did not
+        self._counted: tuple[np.ndarray, np.ndarray] | None = None  # the last new frame's components, seen and expected
+        self._off = np.zeros(self.checks.expectation.followed.shape[1])  # from where joints usually are
+        self._led: np.ndarray | None = None  # commands and joints, when they last told anything new of each other
+        self._last: np.ndarray | None = None  # the map before, in standard deviations
         self._scene = np.zeros(len(self.checks.expectation.basis), np.float32)
         self._lifted: np.ndarray | None = None
         self._state: np.ndarray | None = None
@@ -128,7 +140,7 @@ class CrossCheck:
         """After a pause that nobody is to blame for: what was before it is not compared with."""
         self._past.clear()
         self._intervals.clear()
-        self._counted = None
+        self._counted = self._led = self._last = None
 
     @property
     def trust(self) -> dict[str, float]:
@@ -144,50 +156,74 @@ class CrossCheck:
         self.values[:] = np.nan
         # A camera's rate need not be that of rows
         usual = max(min(self._intervals, default=elapsed), 0.5 / self.rate, period)
-        self.values[5] = max(elapsed / usual - 1.0, 0.0)
+        self.values[RHYTHM] = max(elapsed / usual - 1.0, 0.0)
         if elapsed > 0:
             self._intervals.append(elapsed)
-        self._state, self._followed, self._lifted, self.new = state, None, None, True
+        self._state, self._followed, self._lifted = state, None, None
+        self.new[:] = True
         if state is None:
             return
-        self._components, detail = e.split(tokens)
+        whole = e.normal(tokens)
+        self._components, outside = e.split(whole)
+        detail = np.array((outside, contrast(tokens)))
         self._lifted = lifted = e.lifted(state)
         expected, strange = lifted @ e.seen, strangeness(lifted, e.seen_gram)
-        self.values[0] = distance(self._components - expected, e.seen_precision) / (1.0 + strange)
-        self.values[1:3] = ((detail - lifted @ e.texture) / e.texture_deviation) ** 2 / (1.0 + strange)
-        whole = float(e.spread @ e.spread)
+        self.values[APPEARANCE] = distance(self._components - expected, e.seen_precision) / (1.0 + strange)
+        self.values[[TEXTURE, CONTRAST]] = ((detail - lifted @ e.texture) / e.texture_deviation) ** 2 / (1.0 + strange)
+        self.values[RESTLESS] = 0.0
+        if self._last is not None:
+            moved = expected - self._past[-1][1]
+            change = np.median(np.square(whole - self._last).mean(axis=-1))
+            excess = max(float(change - MOVING * (moved @ moved) / whole.size), 0.0)
+            self.values[RESTLESS] = excess / max(elapsed * self.rate, 1.0)
+        self._last = whole
+        size = float(e.spread @ e.spread)
         if self._counted is not None:
             change = np.concatenate((self._components - self._counted[0], expected - self._counted[1]))
-            self.new = float(change @ change) > NEWS * whole
-        if self.new:
+            self.new[PICTURE] = float(change @ change) > NEWS * size
+        if self.new[APPEARANCE]:
             self._counted = self._components, expected
         self._past.append((self._components, expected, strange))
-        self.values[3] = 0.0
+        self.values[FROZEN] = 0.0
         for back in STEPS:
             if back < len(self._past):
                 components, then, stranger = self._past[-1 - back]
                 moved, shown = expected - then, self._components - components
-                excess = max(float(moved @ moved) / (1.0 + max(strange, stranger)) - UNSEEN * whole, 0.0)
-                self.values[3] = max(self.values[3], excess / (float(shown @ shown) + FAINT * whole))
+                excess = max(float(moved @ moved) / (1.0 + max(strange, stranger)) - UNSEEN * size, 0.0)
+                self.values[FROZEN] = max(self.values[FROZEN], excess / (float(shown @ shown) + FAINT * size))
         if commands is not None and np.isfinite(commands := commands[:DELAYS]).all():
             self._followed, unlike = e.joints_followed(commands)
             # how strange the pose is where they are believed to be, not where joints at fault claim to be
             unlike += strangeness(e.lifted(self._where(state, self._followed)), e.seen_gram)
-            rest = state[e.measured[e.measured >= 0]] - self._followed
-            self.values[4] = distance(rest, e.followed_precision) / (1.0 + unlike)
+            who = e.measured[e.measured >= 0]
+            aims = commands[0][e.measured >= 0]
+            led = np.concatenate((aims, state[who])) / np.tile(e.joints[1, who], 2)
+            if self._led is not None:
+                self.new[COMMANDS] = bool((np.abs(led - self._led) > EXCITED).any())
+            if self.new[COMMANDS]:
+                self._led = led
+            # A gripper closes on something, or on nothing: then it comes from there
+            followed, led_to = self._followed, np.where(e.grips, aims, self._followed)
+            aside = state[who] - between(state[who], followed, led_to, followed + self._off)
+            place = between(state[who], followed, led_to)
+            self._off = np.where(np.abs(state[who] - place) < GIVES * e.joints[1, who], place - followed, self._off)
+            self.values[COMMANDS] = distance(aside, e.followed_precision) / (1.0 + unlike)
 
     def judge(self, threshold: float, forgetting: float, adaptive: bool = False) -> None:
         """Weigh the last frame's statistics: surprise above ``threshold`` counts against a source."""
-        commands, rhythm = (self._weigh(index, adaptive) for index in (4, 5))
+        surprises = np.zeros(len(STATISTICS))
+        surprises[COMMANDS] = commands = self._weigh(COMMANDS, adaptive)
         blamed = commands > threshold  # the camera cannot be judged by joints that are wrong
-        appearance, frozen = (0.0 if blamed else self._weigh(index, adaptive) for index in (0, 3))
-        texture, contrast = (self._weigh(index, adaptive) for index in (1, 2))
-        surprises = (appearance, texture, contrast, frozen, commands, rhythm)
+        for statistic in (TEXTURE, CONTRAST, RESTLESS, RHYTHM) if blamed else (*range(COMMANDS), RHYTHM):
+            surprises[statistic] = self._weigh(statistic, adaptive)
         self.beyond = tuple(name for name, s in zip(STATISTICS, surprises, strict=True) if s > threshold)
-        camera = max(appearance, texture, contrast, frozen)
-        self.surprise = {"camera": camera, "joints": commands, "rhythm": rhythm}
+        camera = float(surprises[PICTURE].max())
+        self.surprise = {"camera": camera, "joints": commands, "rhythm": float(surprises[RHYTHM])}
         for name, surprise in self.surprise.items():
-            self._reputations[name].add(surprise > threshold, forgetting)
+            bad, kept = surprise > threshold, forgetting
+            if name == "joints" and bad and not self.new[COMMANDS]:  # what is blocked has yet to be led elsewhere
+                bad, kept = False, forgetting**QUIET
+            self._reputations[name].add(bad, kept)
         if not blamed and self._lifted is not None and camera <= threshold:
             rest = self._components - self._lifted @ self.checks.expectation.seen
             self._scene = (REMEMBERED * self._scene + (1.0 - REMEMBERED) * rest).astype(np.float32)
@@ -197,7 +233,7 @@ class CrossCheck:
         value, adapted = self.values[statistic], self._adaptive[statistic]
         limit = self.checks.limits[statistic, 0] * (adapted.factor if adaptive else 1.0)
         ratio = float(value / limit) if np.isfinite(value) else 0.0
-        worst = max(ratio, self._sums[statistic].add(ratio, self.new))
+        worst = max(ratio, self._sums[statistic].add(ratio, bool(self.new[statistic])))
         adapted.add(worst > 1.0)
         return worst / (1.0 + worst)
 

@@ -26,6 +26,8 @@ ALIKE = 150.0  # rows, about an episode's, that tell as much as one that stands 
 DELAYS = 4  # rows of commands that the joints are told from
 TOLERANCE = 0.005  # rad (or the joint's unit): what joints may do unseen
 GIVES = 0.06  # of a joint's deviation: how far an arm that is pushed gives way, for which nobody is blamed
+RESTING = 0.03  # of a joint's deviation per row: commands that move less are at rest
+SHORT, OFTEN = 0.2, 0.1  # a joint that grips is at rest off its command by more than this of its deviation, so often
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Expectation:
     seen_gram: np.ndarray  # (1 + S + LIFTED, 1 + S + LIFTED) inverse, of the lifted joints fitted to; see `strangeness`
     measured: np.ndarray  # (A,) the column of the state that measures each commanded joint, or -1
     followed: np.ndarray  # (1 + DELAYS x A, M) commands -> the M commanded joints that are measured
+    grips: np.ndarray  # (M,) 1 for joints that at rest often are far from where they were led, as a gripper; else 0
     followed_precision: np.ndarray  # (M, M)
     followed_gram: np.ndarray  # (1 + DELAYS x A, 1 + DELAYS x A)
     texture: np.ndarray  # (1 + S + LIFTED, 2) lifted joints -> log of what lies outside, and of the contrast
@@ -75,7 +78,7 @@ class Expectation:
             "scale": (tokens, features), "basis": (count, tokens * features), "spread": (count,),
             "joints": (2, joints), "waves": (joints + 1, self.waves.shape[-1]), "seen": (lifted, count),
             "seen_precision": (count, count), "seen_gram": (lifted, lifted),
-            "followed": (delayed, followed), "followed_precision": (followed, followed),
+            "followed": (delayed, followed), "grips": (followed,), "followed_precision": (followed, followed),
             "followed_gram": (delayed, delayed), "texture": (lifted, 2), "texture_deviation": (2,),
             "outside": (tokens,),
         }  # fmt: skip
@@ -127,14 +130,19 @@ class Expectation:
         told_by = _delayed(commands[known])
         aim = (state[known][:, who] - commands[known, 0][:, measured_ >= 0]) if known.any() else np.empty((0, len(who)))
         followed, followed_gram = _ridge(told_by, aim, 1e-3)
+        short, steps = np.abs(aim) / joints[1, who], np.abs(np.diff(commands[known][:, :, measured_ >= 0], axis=1))
+        rests = steps.max(1) < RESTING * joints[1, who]
+        grips = [bool(r.any()) and (s[r] > SHORT).mean() > OFTEN for s, r in zip(short.T, rests.T, strict=True)]
+        place = np.where(np.array(grips, bool), 0.0, told_by @ followed)
         shape = episodes[0].tokens.shape[1:]
         found = {
             "mean": mean.reshape(shape), "scale": scale.reshape(shape), "basis": basis, "spread": spread,
             "joints": joints, "waves": waves,
             "seen": seen, "seen_gram": seen_gram,
             "seen_precision": _precision(components - lifted @ seen, 1e-3 * spread**2),
-            "followed": followed, "followed_gram": followed_gram,
-            "followed_precision": _precision(aim - told_by @ followed, (GIVES * joints[1, who]) ** 2),
+            "followed": followed, "followed_gram": followed_gram, "grips": grips,
+            "followed_precision": _precision(
+                aim - between(aim, told_by @ followed, place), (GIVES * joints[1, who]) ** 2),
             "texture": texture, "texture_deviation": (detail - lifted @ texture).std(0) + 1e-3, "outside": outside,
         }  # fmt: skip
         return cls(measured=measured_, **{name: np.asarray(array, np.float32) for name, array in found.items()})
@@ -153,16 +161,20 @@ class Expectation:
 
     # What is told from what
 
-    def split(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of a map (N, F): its components (K,) and, (2,), the logs of how much lies outside of their subspace and of
-        the contrast."""
-        whole = tokens - self.mean
+    def normal(self, tokens: np.ndarray) -> np.ndarray:
+        """A map (N, F) in standard deviations."""
+        whole: np.ndarray = tokens - self.mean
         whole /= self.scale
+        return whole
+
+    def split(self, whole: np.ndarray) -> tuple[np.ndarray, float]:
+        """Of a map in standard deviations (N, F): its components (K,) and the log of how much lies outside of their
+        subspace."""
         found = self.basis @ whole.reshape(-1)
         # Pythagoras for all tokens together would be cheaper, but each counts by what is usual for it
-        whole -= (found @ self.basis).reshape(whole.shape)
-        around = np.einsum("nf,nf->n", whole, whole) / whole.shape[1]
-        return found, np.array((np.log((around / self.outside).mean() + 1e-3), contrast(tokens)))
+        rest = whole - (found @ self.basis).reshape(whole.shape)
+        around = np.einsum("nf,nf->n", rest, rest) / rest.shape[1]
+        return found, float(np.log((around / self.outside).mean() + 1e-3))
 
     def map_of(self, components: np.ndarray) -> np.ndarray:
         """The token map (N, F) float32 of components (K,)."""
@@ -197,6 +209,12 @@ def contrast(tokens: np.ndarray) -> np.ndarray:
 def distance(rest: np.ndarray, precision: np.ndarray) -> float:
     """Mean over dimensions of the squared Mahalanobis distance of what is left over (K,)."""
     return float(rest @ precision @ rest) / max(len(rest), 1)
+
+
+def between(joints: np.ndarray, *places: np.ndarray) -> np.ndarray:
+    """What of all places between some is nearest to joints (..., M)."""
+    nearest: np.ndarray = np.clip(joints, np.minimum.reduce(places), np.maximum.reduce(places))
+    return nearest
 
 
 def strangeness(inputs: np.ndarray, gram: np.ndarray) -> float:
