@@ -173,7 +173,7 @@ def plays(options: Namespace, ways: Sequence[str], done: dict[str, Any]) -> list
             for seed in options.seeds:
                 checkpoint = CHECKPOINT if way == "shipped" else options.work / f"{way}_{seed}"
                 several = [Play(way, seed, world, k, str(checkpoint)) for k in range(options.episodes)]
-                if done.get(several[0].key, {}).get("episodes") != options.episodes:
+                if done.get(several[0].key, {}).get("episodes", 0) < options.episodes:
                     found += several
     return found
 
@@ -259,7 +259,8 @@ def summary(seeds: list[int], done: dict[str, Any]) -> dict[str, float]:
             rates[world, way] = [100 * r["successes"] / r["episodes"] for r in found]
             spread(f"closed_loop_{world}_{way}_percent", rates[world, way], min)
     spread("closed_loop_gain", list(np.subtract(rates["shift", "dream"], rates["shift", "shipped"])), min)
-    figures["closed_loop_episodes"] = float(sum(r["episodes"] for r in found))
+    episodes = [done[f"closed loop, shift: dream {seed}"]["episodes"] for seed in seeds]
+    figures["closed_loop_episodes"] = float(sum(episodes))
     return figures
 
 
