@@ -59,5 +59,5 @@ def with_robot_of(checks: Checks, other: Checks) -> Checks:
     told, limits = other.expectation, checks.limits.copy()
     row = STATISTICS.index("commands")
     limits[row] = other.limits[row]
-    kept = {name: getattr(told, name) for name in ("measured", "followed", "followed_precision", "followed_gram")}
+    kept = {name: getattr(told, name) for name in ("measured", "followed", "followed_precision", "followed_gram", "grips")}
     return Checks(replace(checks.expectation, **kept), limits)
