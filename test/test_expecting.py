@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_crosscheck import JOINTS, RATE, F, N, arm, attend, calibration, checks, trusts  # noqa: F401 (fixtures)
 
+from sage_ros.core.crosscheck import STATISTICS
 from sage_ros.core.expectation import Watched
 from sage_ros.core.joints import JointLayout
 from sage_ros.core.trust import Calibration
@@ -62,7 +63,8 @@ def test_what_joints_and_commands_tell_of_each_other_stays(champion: Checkpoint)
     now = recalibrated(champion, sessions(600, 30, moved=True), originals).checks
     assert before is not None and now is not None and now is not before
     assert np.array_equal(now.expectation.followed, before.expectation.followed)
-    assert np.array_equal(now.limits[4], before.limits[4]) and not np.array_equal(now.limits[0], before.limits[0])
+    row = STATISTICS.index("commands")
+    assert np.array_equal(now.limits[row], before.limits[row]) and not np.array_equal(now.limits[0], before.limits[0])
 
 
 @pytest.mark.parametrize(("moved", "success", "count"), [(False, True, 30), (True, False, 30), (True, True, 5)])

@@ -20,6 +20,7 @@ from sage_ros.training.sessions import Session
 from sage_ros.training.watched import recorded
 
 STRANGE = 0.05  # of the frames of sessions that succeeded: where more are doubted, the checks do not know the place
+ROBOT = ("measured", "grips")  # of an expectation, besides what is followed
 HELD = 0.3  # trust in the camera below which a robot holds
 
 
@@ -59,5 +60,5 @@ def with_robot_of(checks: Checks, other: Checks) -> Checks:
     told, limits = other.expectation, checks.limits.copy()
     row = STATISTICS.index("commands")
     limits[row] = other.limits[row]
-    kept = {name: getattr(told, name) for name in ("measured", "followed", "followed_precision", "followed_gram", "grips")}
+    kept = {name: value for name, value in told.arrays().items() if name in ROBOT or name.startswith("followed")}
     return Checks(replace(checks.expectation, **kept), limits)
