@@ -287,6 +287,7 @@ def draw(figures: dict[str, float], seeds: list[int]) -> Figure:
     bars(middle, "%+.1f", dict(zip(learned, ("original_percent", "plain_original_percent"), strict=True)),
          "Error on the originals, after learning", "change (%)")  # fmt: skip
     middle.set_yscale("symlog", linthresh=5.0)
+    middle.margins(y=0.15)
     middle.axhline(2.0, color="#d1495b", lw=0.8, ls="--")
     middle.text(place[-1] + 0.45, 2.0, "2 %", color="#d1495b", fontsize=8, va="bottom", ha="right")
     bars(right, "%.0f", {way: f"closed_loop_shift_{way}_percent" for way in colours},
