@@ -67,7 +67,9 @@ def unobserved(episodes: str) -> tuple[float, float]:
 
     def on_diagnostics(message: DiagnosticArray) -> None:
         for status in message.status:
-            values[status.name.split(":")[0]] = {pair.key: pair.value for pair in status.values}
+            name, _, what = status.name.partition(": ")
+            if what == "pipeline":  # the others are of its topics
+                values[name] = {pair.key: pair.value for pair in status.values}
 
     node.create_subscription(String, "replayer/events", on_event, EVENTS)
     node.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, RELIABLE)
