@@ -152,7 +152,6 @@ class CrossCheck:
     ) -> None:  # fmt: skip
         """A frame's map (N, F), joints (S,) and commands (DELAYS, A), None or NaN if not known, ``elapsed`` s after
         the frame before it; more than one in ``period`` s nobody asked for."""
-        e = self.checks.expectation
         self.values[:] = np.nan
         # A camera's rate need not be that of rows
         usual = max(min(self._intervals, default=elapsed), 0.5 / self.rate, period)
@@ -163,6 +162,13 @@ class CrossCheck:
         self.new[:] = True
         if state is None:
             return
+        self._look_at_picture(tokens, state, elapsed)
+        if commands is not None and np.isfinite(commands := commands[:DELAYS]).all():
+            self._look_at_joints(state, commands)
+
+    def _look_at_picture(self, tokens: np.ndarray, state: np.ndarray, elapsed: float) -> None:
+        """The statistics of ``PICTURE``: a map (N, F) against what joints (S,) let expect, and against those before."""
+        e = self.checks.expectation
         whole = e.normal(tokens)
         self._components, outside = e.split(whole)
         detail = np.array((outside, contrast(tokens)))
@@ -191,23 +197,26 @@ class CrossCheck:
                 moved, shown = expected - then, self._components - components
                 excess = max(float(moved @ moved) / (1.0 + max(strange, stranger)) - UNSEEN * size, 0.0)
                 self.values[FROZEN] = max(self.values[FROZEN], excess / (float(shown @ shown) + FAINT * size))
-        if commands is not None and np.isfinite(commands := commands[:DELAYS]).all():
-            self._followed, unlike = e.joints_followed(commands)
-            # how strange the pose is where they are believed to be, not where joints at fault claim to be
-            unlike += strangeness(e.lifted(self._where(state, self._followed)), e.seen_gram)
-            who = e.measured[e.measured >= 0]
-            aims = commands[0][e.measured >= 0]
-            led = np.concatenate((aims, state[who])) / np.tile(e.joints[1, who], 2)
-            if self._led is not None:
-                self.new[COMMANDS] = bool((np.abs(led - self._led) > EXCITED).any())
-            if self.new[COMMANDS]:
-                self._led = led
-            # A gripper closes on something, or on nothing: then it comes from there
-            followed, led_to = self._followed, np.where(e.grips, aims, self._followed)
-            aside = state[who] - between(state[who], followed, led_to, followed + self._off)
-            place = between(state[who], followed, led_to)
-            self._off = np.where(np.abs(state[who] - place) < GIVES * e.joints[1, who], place - followed, self._off)
-            self.values[COMMANDS] = distance(aside, e.followed_precision) / (1.0 + unlike)
+
+    def _look_at_joints(self, state: np.ndarray, commands: np.ndarray) -> None:
+        """``COMMANDS``: joints (S,) against where the commands (DELAYS, A) have led them."""
+        e = self.checks.expectation
+        self._followed, unlike = e.joints_followed(commands)
+        # how strange the pose is where they are believed to be, not where joints at fault claim to be
+        unlike += strangeness(e.lifted(self._where(state, self._followed)), e.seen_gram)
+        who = e.measured[e.measured >= 0]
+        aims = commands[0][e.measured >= 0]
+        led = np.concatenate((aims, state[who])) / np.tile(e.joints[1, who], 2)
+        if self._led is not None:
+            self.new[COMMANDS] = bool((np.abs(led - self._led) > EXCITED).any())
+        if self.new[COMMANDS]:
+            self._led = led
+        # A gripper closes on something, or on nothing: then it comes from there
+        followed, led_to = self._followed, np.where(e.grips, aims, self._followed)
+        aside = state[who] - between(state[who], followed, led_to, followed + self._off)
+        place = between(state[who], followed, led_to)
+        self._off = np.where(np.abs(state[who] - place) < GIVES * e.joints[1, who], place - followed, self._off)
+        self.values[COMMANDS] = distance(aside, e.followed_precision) / (1.0 + unlike)
 
     def judge(self, threshold: float, forgetting: float, adaptive: bool = False) -> None:
         """Weigh the last frame's statistics: surprise above ``threshold`` counts against a source."""
