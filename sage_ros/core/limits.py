@@ -52,6 +52,7 @@ class Bounds:
 
 MOST = Bounds(velocity=2.0, acceleration=12.0, jerk=200.0)  # what safety_filter lets no joint exceed by default
 
+
 @dataclass(frozen=True, eq=False)
 class JointLimits:
     """Limits of A named joints. Raises :class:`LimitError`, naming the joint, on anything but finite sense."""

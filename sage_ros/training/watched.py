@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sage_ros.core.chunks import ActionChunk, ChunkPolicy, Observation
 from sage_ros.core.expectation import DELAYS, Watched
-from sage_ros.core.limits import Bounds
+from sage_ros.core.limits import MOST
 from sage_ros.policy.checkpoint import Checkpoint
 from sage_ros.sim.expert import NOISE, demonstrate
 from sage_ros.sim.rollout import StudentPilot, roll_out
@@ -24,7 +24,6 @@ FIRST_SEED = 40_000  # of the world; far from those that students are trained an
 OWN = 3  # every so many attempts are the student's, the others the expert's
 SMALL = 4  # every so many seen by a camera of few pixels
 SIZES = (256, 64)  # pixels
-BOUNDS = Bounds(velocity=2.0, acceleration=12.0, jerk=200.0)  # safety_filter's for every joint
 
 
 def recorded(demonstrations: Sequence[Demonstration]) -> list[Watched]:
@@ -79,7 +78,7 @@ class _Worker:
     def start(cls, checkpoint: str, region_scale: float) -> None:
         torch.set_num_threads(1)
         cls.worlds = {size: PickPlaceWorld(size, region_scale) for size in SIZES}
-        pilot = make_pilot(Trial(checkpoint=checkpoint, bounds=BOUNDS, trust=False), cls.worlds[SIZES[0]])
+        pilot = make_pilot(Trial(checkpoint=checkpoint, bounds=MOST, trust=False), cls.worlds[SIZES[0]])
         assert isinstance(pilot, StudentPilot)
         cls.pilot, cls.watching = pilot, Watching(pilot.pipeline.policy)
         pilot.pipeline.policy = cls.watching
