@@ -36,7 +36,7 @@ from sage_ros.core.trust import Calibration, TrustAttention
 from sage_ros.episodes.dataset import EpisodeDataset
 from sage_ros.paths import CHECKPOINT, ENCODER, EPISODES
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sage_ros.policy.manifest import INSIDE, EncoderReference
+from sage_ros.policy.manifest import EncoderReference
 from sage_ros.policy.student import Student, StudentPolicy
 from sage_ros.sim.trials import Trial, run_trials
 from sage_ros.training.cloning import Cloned, CloningConfig, clone
@@ -213,9 +213,8 @@ def sight(options: argparse.Namespace) -> dict[str, float]:
 def placed(like: Checkpoint, cloned: Cloned, options: argparse.Namespace) -> float:
     """Percent of unseen simulated episodes in which it places the cube, through the whole pipeline in one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        inside = like.folder / INSIDE if like.manifest.encoder.source == INSIDE else None
         save_checkpoint(Path(folder) / "student", cloned.student, like.manifest, cloned.normalization, like.calibration,
-                        like.metrics, "", inside)  # fmt: skip
+                        like.metrics, "", like.encoder_files)  # fmt: skip
         trial = Trial(checkpoint=f"{folder}/student", bounds=MOST)
         tasks = [(trial, UNSEEN + k, None) for k in range(options.episodes)]
         return 100.0 * float(np.mean([outcome.success for outcome in run_trials(tasks, options.jobs)]))

@@ -104,8 +104,12 @@ class Checkpoint:
     @property
     def encoder_source(self) -> str:
         """Hub name or folder to load the encoder from."""
-        source = self.manifest.encoder.source
-        return str(self.folder / INSIDE) if source == INSIDE else source
+        return str(self.encoder_files or self.manifest.encoder.source)
+
+    @property
+    def encoder_files(self) -> Path | None:
+        """The folder of an encoder that is kept inside of the checkpoint, as :func:`save_checkpoint` takes it."""
+        return self.folder / INSIDE if self.manifest.encoder.source == INSIDE else None
 
     @property
     def encoder_sha256(self) -> str:

@@ -35,7 +35,7 @@ from sage_ros.episodes.errors import DatasetError
 from sage_ros.paths import checkpoint_path, dataset_path
 from sage_ros.policy.champions import PROMOTED, ROLLED_BACK, WORK, Champions
 from sage_ros.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sage_ros.policy.manifest import INSIDE, CheckpointError
+from sage_ros.policy.manifest import CheckpointError
 from sage_ros.policy.student import StudentPolicy
 from sage_ros.teacher import label
 from sage_ros.teacher.labels import LabelError, label_origin, load_labels
@@ -138,10 +138,9 @@ def save(
     card = (f"# Student {folder.name}\n\nDreamt by {champion.folder.resolve().name} from recorded sessions: "
             f"{verdict.reason}. For the same robot, camera and task; figures and data are in `metrics.json`, those of "
             "its ancestors in `../lineage.jsonl`.\n")  # fmt: skip
-    inside = champion.manifest.encoder.source == INSIDE
     save_checkpoint(
         folder, cloned.student, champion.manifest, cloned.normalization, calibration,
-        metrics, card, champion.folder / INSIDE if inside else None, overwrite=True,
+        metrics, card, champion.encoder_files, overwrite=True,
     )  # fmt: skip
 
 
