@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from sage_ros.core.crosscheck import STATISTICS, Checks
+from sage_ros.core.allowance import Thresholds
+from sage_ros.core.crosscheck import COMMANDS, Checks
 from sage_ros.core.trust import Calibration, TrustAttention
 from sage_ros.policy.checkpoint import Checkpoint
 from sage_ros.training.calibrate import LEAST, with_checks
@@ -21,7 +22,6 @@ from sage_ros.training.watched import recorded
 
 STRANGE = 0.05  # of the frames of sessions that succeeded: where more are doubted, the checks do not know the place
 ROBOT = ("measured", "grips")  # of an expectation, besides what is followed
-HELD = 0.3  # trust in the camera below which a robot holds
 
 
 def recalibrated(
@@ -46,19 +46,18 @@ def recalibrated(
 
 def doubted(calibration: Calibration, shown: Sequence[Demonstration]) -> float:
     """In which share of all frames the camera is believed so little that the robot would hold."""
-    low = []
+    low, held = [], Thresholds().crisis_confidence
     for episode in recorded(shown):
         attention = TrustAttention(calibration)
         for tokens, state, commands in zip(episode.tokens, episode.state, episode.commands, strict=True):
             seen = attention.update(tokens, 1.0 / calibration.rate, state, commands)
-            low.append(seen.sources["camera"] < HELD)
+            low.append(seen.sources["camera"] < held)
     return float(np.mean(low))
 
 
 def with_robot_of(checks: Checks, other: Checks) -> Checks:
     """``checks``, but for what joints and commands tell of each other, which is as in ``other``."""
     told, limits = other.expectation, checks.limits.copy()
-    row = STATISTICS.index("commands")
-    limits[row] = other.limits[row]
+    limits[COMMANDS] = other.limits[COMMANDS]
     kept = {name: value for name, value in told.arrays().items() if name in ROBOT or name.startswith("followed")}
     return Checks(replace(checks.expectation, **kept), limits)
