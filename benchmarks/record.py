@@ -25,8 +25,9 @@ from std_srvs.srv import Trigger
 
 from sage_ros.core.timing import SECOND
 from sage_ros.episodes import EpisodeDataset
-from sage_ros.nodes.lifecycle import LATCHED, Spinner, values_of
+from sage_ros.nodes.lifecycle import LATCHED, values_of
 from sage_ros.nodes.messages import image_message, joint_message, to_stamp
+from sage_ros.nodes.process import Spinner
 
 NAMES = tuple(f"joint_{k}" for k in range(7))
 

@@ -29,7 +29,8 @@ from std_msgs.msg import String
 
 from sage_ros.core.joints import JointLayout
 from sage_ros.episodes import EpisodeWriter
-from sage_ros.nodes.lifecycle import EVENTS, Spinner
+from sage_ros.nodes.lifecycle import EVENTS
+from sage_ros.nodes.process import Spinner
 
 FPS = 20
 JOINTS = JointLayout(tuple(f"joint_{k}" for k in range(7)))

@@ -38,9 +38,10 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.core.limits import Bounds, JointLimits, resolve_limits
 from sage_ros.nodes.fault_injector import InjectorConfig, Spoiler
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, Spinner
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE
 from sage_ros.nodes.liveliness import announce
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
+from sage_ros.nodes.process import Spinner
 from sage_ros.nodes.safety_filter import FilterConfig
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest

@@ -39,9 +39,10 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.core.allowance import State, Table
 from sage_ros.core.timing import SECOND
 from sage_ros.episodes import EpisodeDataset
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds
 from sage_ros.nodes.pick_place import PIPELINE
+from sage_ros.nodes.process import Spinner
 from sage_ros.paths import EPISODES, share
 from sage_ros.sim.day import live_a_day
 

@@ -13,8 +13,9 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from sage_ros.nodes.bringup import Bringup
-from sage_ros.nodes.lifecycle import RELIABLE, SageNode, Spinner
+from sage_ros.nodes.lifecycle import RELIABLE, SageNode
 from sage_ros.nodes.messages import nanoseconds
+from sage_ros.nodes.process import Spinner
 
 
 class Probe:

@@ -26,9 +26,10 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from sage_ros.core.chunks import ActionChunk
 from sage_ros.episodes import EpisodeDataset
 from sage_ros.nodes import monitor as monitor_module
-from sage_ros.nodes.lifecycle import EVENTS, LATCHED, RELIABLE, STREAM, Spinner
+from sage_ros.nodes.lifecycle import EVENTS, LATCHED, RELIABLE, STREAM
 from sage_ros.nodes.messages import image_message, joint_message, map_message, to_stamp, trajectory_message
 from sage_ros.nodes.monitor import Monitor, label_episodes, live_line, main
+from sage_ros.nodes.process import Spinner
 
 NAMES = ("pan", "lift", "grip")
 ROWS, H, FPS = 40, 16, 20.0

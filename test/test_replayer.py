@@ -23,8 +23,9 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.episodes import EpisodeDataset, EpisodeWriter
 from sage_ros.nodes.bringup import BringupError
 from sage_ros.nodes.episode_stage import CLOCK
-from sage_ros.nodes.lifecycle import EVENTS, LATCHED, STREAM, Spinner, values_of
+from sage_ros.nodes.lifecycle import EVENTS, LATCHED, STREAM, values_of
 from sage_ros.nodes.messages import chunk_from, nanoseconds, positions_from, rgb_from
+from sage_ros.nodes.process import Spinner
 from sage_ros.nodes.replayer import Replayer
 
 ROWS = (12, 8, 5)

@@ -23,8 +23,9 @@ from std_srvs.srv import SetBool, Trigger
 from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import option
 from sage_ros.nodes.bringup import Bringup
-from sage_ros.nodes.lifecycle import LATCHED, SageNode, run
+from sage_ros.nodes.lifecycle import LATCHED, SageNode
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness
+from sage_ros.nodes.process import run
 from sage_ros.nodes.run_task import RunTask
 
 TASK = "pick up the red cube and place it on the plate"

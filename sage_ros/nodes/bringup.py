@@ -11,7 +11,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from sage_ros.core.restarts import RestartLimit
-from sage_ros.nodes.lifecycle import StopRequest
+from sage_ros.nodes.process import StopRequest
 from sage_ros.nodes.supervision import Bringup, BringupError, NodeError, Stopped, Supervisor
 
 __all__ = ["Bringup", "BringupError", "NodeError", "Supervisor"]
@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     finally:
         rclpy.try_shutdown()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in lifecycle.run
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in process.run
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

@@ -14,8 +14,9 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image, JointState
 
 from sage_ros.corruption import Corruption, CorruptionConfig
-from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import MessageError, image_message, nanoseconds, positions_from, rgb_from
+from sage_ros.nodes.process import run
 
 
 class Corrupt(SageNode):

@@ -20,7 +20,8 @@ from std_srvs.srv import Trigger
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
 from sage_ros.core.parents import PARENT
-from sage_ros.nodes.lifecycle import SageNode, Status, run
+from sage_ros.nodes.lifecycle import SageNode, Status
+from sage_ros.nodes.process import run
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.champions import DROPPED, PROMOTED, Champions
 from sage_ros.policy.manifest import CheckpointError

@@ -16,8 +16,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
 from sage_ros.core.timing import SECOND
-from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import nanoseconds, to_stamp
+from sage_ros.nodes.process import run
 
 KINDS = {"image": (Image, STREAM), "joints": (JointState, RELIABLE), "chunk": (JointTrajectory, RELIABLE)}
 VECTORS = {

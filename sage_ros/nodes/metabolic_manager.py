@@ -23,9 +23,10 @@ from sage_ros.core.health import health_line
 from sage_ros.core.metabolism import Energy, Metabolism, Senses
 from sage_ros.core.options import option
 from sage_ros.core.timing import Recent
-from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run, values_of
+from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, values_of
 from sage_ros.nodes.liveliness import Liveliness
 from sage_ros.nodes.parameters import declare, read
+from sage_ros.nodes.process import run
 from sage_ros.paths import share
 
 FILTER = "safety_filter"

@@ -29,8 +29,9 @@ from sage_ros.core.figures import Figures, format_table, milliseconds
 from sage_ros.core.session import Session
 from sage_ros.core.timing import SECOND
 from sage_ros.core.trials import Moment
-from sage_ros.nodes.lifecycle import EVENTS, LATCHED, Spinner, StopRequest, values_of
+from sage_ros.nodes.lifecycle import EVENTS, LATCHED, values_of
 from sage_ros.nodes.messages import chunk_from, map_from, nanoseconds, positions_from, rgb_from
+from sage_ros.nodes.process import Spinner, StopRequest
 
 # As the publishers have them, but with deeper queues: an observer must not lose what the pipeline did not.
 DEEP = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)

@@ -21,8 +21,9 @@ from rclpy.utilities import remove_ros_args
 from sage_ros.core.parents import PARENT
 from sage_ros.nodes.corrupt import Corrupt
 from sage_ros.nodes.dreamer import Dreamer
-from sage_ros.nodes.lifecycle import SageNode, Spinner, StopRequest
+from sage_ros.nodes.lifecycle import SageNode
 from sage_ros.nodes.metabolic_manager import MetabolicManager
+from sage_ros.nodes.process import Spinner, StopRequest
 from sage_ros.nodes.replayer import Replayer
 from sage_ros.nodes.safety_filter import SafetyFilterNode
 from sage_ros.nodes.sage_policy import SagePolicy

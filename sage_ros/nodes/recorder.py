@@ -17,7 +17,8 @@ from sage_ros.core.options import check, option
 from sage_ros.core.timing import SECOND
 from sage_ros.episodes.archive import Archive
 from sage_ros.episodes.take import FilmSettings, Take
-from sage_ros.nodes.lifecycle import EXPECTED_ERRORS, LATCHED, SageNode, Status, run
+from sage_ros.nodes.lifecycle import EXPECTED_ERRORS, LATCHED, SageNode, Status
+from sage_ros.nodes.process import run
 from sage_ros.nodes.recorder_inputs import SIGNALS, Inputs
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow")

@@ -15,8 +15,9 @@ from sage_ros.core.options import check, option
 from sage_ros.nodes import player_services
 from sage_ros.nodes.episode_stage import EpisodeStage
 from sage_ros.nodes.keyboard import DOWN, RIGHT, SPACE, UP, Keyboard
-from sage_ros.nodes.lifecycle import SageNode, Status, run
+from sage_ros.nodes.lifecycle import SageNode, Status
 from sage_ros.nodes.player import Player, Span
+from sage_ros.nodes.process import run
 
 MODES = ("observations", "demonstration", "command")
 KEYS = "space: pause or resume; right: next row; up, down: rate by 0.1"

@@ -33,9 +33,10 @@ from trajectory_msgs.msg import JointTrajectory
 from sage_ros.core.safety import Mode
 from sage_ros.core.timing import SECOND
 from sage_ros.corruption import NONE, Corruption
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, Spinner, values_of
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, values_of
 from sage_ros.nodes.messages import nanoseconds, rgb_from, to_stamp
 from sage_ros.nodes.pick_place import PIPELINE, Composed, share_process
+from sage_ros.nodes.process import Spinner
 from sage_ros.nodes.supervision import Bringup
 from sage_ros.paths import share
 from sage_ros.sim.rollout import Judge, Outcome, rms_jerk

@@ -24,9 +24,10 @@ from std_srvs.srv import SetBool, Trigger
 from sage_ros.core.attempt import Attempt, Outcome
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, StopRequest, make_executor, run, values_of
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, values_of
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness, announce
 from sage_ros.nodes.monitor import LiveLine
+from sage_ros.nodes.process import StopRequest, make_executor, run
 
 FILTER = "safety_filter"
 UNDER_WAY = "under way"
@@ -300,7 +301,7 @@ def main(args: list[str] | None = None) -> int:
     finally:
         node.shut_down()
         rclpy.try_shutdown()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in lifecycle.run
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in process.run
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

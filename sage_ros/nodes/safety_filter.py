@@ -30,9 +30,10 @@ from sage_ros.core.options import option
 from sage_ros.core.pace import Pace
 from sage_ros.core.safety import Mode, SafetyConfig, SafetyFilter
 from sage_ros.core.timing import SECOND
-from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, SageNode, Status
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness
 from sage_ros.nodes.messages import joint_message, nanoseconds, to_stamp, trajectory_message
+from sage_ros.nodes.process import run
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.manifest import Manifest
 from sage_ros.policy.normalization import action_range

@@ -19,9 +19,10 @@ from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
 from sage_ros.core.timing import SECOND, News, RateLimit, StampBuffer, Stopwatch
 from sage_ros.nodes.hot_swap import HotSwap
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import MessageError, map_from, nanoseconds, trajectory_message
 from sage_ros.nodes.pairing import keep
+from sage_ros.nodes.process import run
 from sage_ros.policy.checkpoint import Checkpoint
 
 

@@ -19,8 +19,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from sage_ros.core.options import check, option
 from sage_ros.core.timing import SECOND, Stopwatch
-from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import image_message, joint_message, nanoseconds, to_stamp
+from sage_ros.nodes.process import run
 from sage_ros.sim.controllers import ForwardController, Goal, TrajectoryController, set_point, trajectory
 from sage_ros.sim.description import CAMERA_FRAME, urdf
 from sage_ros.sim.live import LiveWorld, Pace

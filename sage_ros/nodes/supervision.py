@@ -14,8 +14,9 @@ from rclpy.task import Future
 from std_srvs.srv import SetBool
 
 from sage_ros.core.restarts import RestartLimit
-from sage_ros.nodes.lifecycle import RELIABLE, make_executor
+from sage_ros.nodes.lifecycle import RELIABLE
 from sage_ros.nodes.liveliness import Liveliness
+from sage_ros.nodes.process import make_executor
 
 ANNOUNCEMENT = 5.0  # s until every node should have been heard of
 REPEAT = 0.5  # s until a request that may be repeated is

@@ -16,7 +16,7 @@ from sage_ros.core.pace import Pace
 from sage_ros.core.timing import SECOND, News, StampBuffer
 from sage_ros.core.trust import Attention, Calibration, TrustAttention, TrustConfig, narrowed
 from sage_ros.nodes.hot_swap import HotSwap
-from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import (
     MessageError,
     image_message,
@@ -27,6 +27,7 @@ from sage_ros.nodes.messages import (
     rgb_from,
 )
 from sage_ros.nodes.pairing import keep
+from sage_ros.nodes.process import run
 from sage_ros.pixels import overlay
 from sage_ros.policy.checkpoint import Checkpoint
 

@@ -16,8 +16,9 @@ from sage_ros.core.irp import Budget, Refinement
 from sage_ros.core.options import check, option
 from sage_ros.core.pace import Pace
 from sage_ros.core.timing import RateLimit, Stopwatch
-from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status, run
+from sage_ros.nodes.lifecycle import RELIABLE, STREAM, SageNode, Status
 from sage_ros.nodes.messages import MessageError, map_from, map_message, nanoseconds, rgb_from
+from sage_ros.nodes.process import run
 from sage_ros.paths import checkpoint_path
 from sage_ros.policy.checkpoint import load_checkpoint
 from sage_ros.vision.encoder import load_encoder, pick_device
