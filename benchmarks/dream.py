@@ -122,7 +122,7 @@ def find_originals(options: Namespace) -> Originals:
     """Recorded and simulated demonstrations that the shipped student was trained on; and such as it never saw."""
     rehearse, known = split_originals([EpisodeDataset(EPISODES)], load_checkpoint(CHECKPOINT), progress=False)
     seen = range(FIRST_SEED, FIRST_SEED + options.originals)
-    unseen = range(SESSIONS - 1000, SESSIONS - 1000 + max(8, options.originals // 5))
+    unseen = range(SESSIONS - 1000, SESSIONS - 1000 + max(8, options.originals // 2))
     shown = made(options, LOOKS["original"], [*seen, *unseen])
     return ([*rehearse, *(d for d in shown if d.index in seen)], [*known, *(d for d in shown if d.index in unseen)])
 
@@ -218,7 +218,7 @@ def learn_one(lesson: Lesson) -> dict[str, Any]:
     config = DreamConfig(seed=seed, steps=options.steps)
     shown = rehearse  # trust-attention is to know both worlds, whatever the student learns from
     if way == "plain":
-        rehearse, config = [], replace(config, priority=0.0)
+        rehearse, config = [], replace(config, priority=0.0, reach=1.0)
     start = time.process_time()
     cloned = learn(champion, learned, rehearse, config, progress=False)
     spent = time.process_time() - start

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from sage_ros.policy.student import StudentPolicy
 from sage_ros.training import distil
 from sage_ros.training import dream as command
 from sage_ros.training.cloning import clone
-from sage_ros.training.dreams import DreamConfig, judge, learn, plan, upper
+from sage_ros.training.dreams import DreamConfig, cloning_settings, judge, learn, plan, upper
 from sage_ros.training.openloop import Demonstration, open_loop_error
 from sage_ros.training.rows import Rows
 from sage_ros.training.sessions import Session, load_sessions, session_errors
@@ -193,7 +193,7 @@ def toy_champion() -> Checkpoint:
     cloned = clone(demonstrations(2), [], STUDENT, replace(QUICK, steps=5, evaluate_every=5), progress=False)
     return argparse.Namespace(  # type: ignore[return-value]
         policy=StudentPolicy(cloned.student, cloned.normalization, 20.0), normalization=cloned.normalization,
-        config=STUDENT, rate=20.0,
+        config=STUDENT, rate=20.0, metrics={"config": asdict(QUICK)},
     )  # fmt: skip
 
 
@@ -213,11 +213,33 @@ def test_a_failure_teaches_only_what_a_teacher_says_of_it() -> None:
     assert (weight[:, :16] > 0).all()
     assert not weight[:, 16:].any()  # what lies beyond the teacher's chunk is the failure's own
 
-    cloned = learn(champion, [Session(failed, False)], [], replace(FAST, rehearsal=0.0), progress=False)
+    whole = replace(FAST, rehearsal=0.0, reach=1.0)  # this champion knows nothing that could be kept
+    cloned = learn(champion, [Session(failed, False)], [], whole, progress=False)
     taught = StudentPolicy(cloned.student, cloned.normalization, 20.0)
     before, after = (session_errors(p, [Session(failed, False)])[0] for p in (champion.policy, taught))
     assert after < 0.3 * before
     assert open_loop_error(taught, failed) > after  # it did not learn what was done
+
+
+def test_a_dream_goes_a_part_of_the_way_to_what_it_learned() -> None:
+    champion, session = toy_champion(), Session(demonstrations(1)[0], True)
+    start = champion.policy.student.state_dict()
+    part, whole = (
+        learn(champion, [session], [], replace(FAST, steps=20, reach=reach), progress=False).student.state_dict()
+        for reach in (0.25, 1.0)
+    )
+    for name, first in start.items():
+        torch.testing.assert_close(part[name], first + 0.25 * (whole[name] - first))
+    assert any((whole[name] != first).any() for name, first in start.items())
+
+
+def test_a_student_dreams_with_the_settings_that_it_was_distilled_with() -> None:
+    champion = toy_champion()
+    champion.metrics["config"] = asdict(replace(QUICK, dropout=0.5, labelled_only=True)) | {"of_old": 0.1}
+    found = cloning_settings(champion, FAST)
+    assert found.dropout == 0.5 and found.pose_noise == QUICK.pose_noise
+    assert (found.steps, found.batch_size, found.lr) == (FAST.steps, FAST.batch_size, FAST.lr)
+    assert not found.labelled_only  # a teacher's labels are of the demonstrations, not of the sessions
 
 
 def test_without_a_success_or_a_teacher_there_is_nothing_to_learn() -> None:

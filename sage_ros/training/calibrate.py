@@ -35,7 +35,7 @@ from sage_ros.training.watched import recorded, simulated
 from sage_ros.vision.encoder import EncoderError
 
 LEAST = 6  # episodes: two of them set limits
-MEMORY = 2**30  # bytes of token maps that checks are fitted to: of more, every so many episodes are left out
+MEMORY = 2**30  # bytes of token maps that checks are fitted to: of more, only every second or third episode is taken
 UNSEEN = 3  # every so many of them sets limits
 
 
@@ -49,6 +49,7 @@ def with_checks(
     if (count := sum(map(len, groups))) < LEAST:
         raise ValueError(f"{count} episodes to calibrate on; at least {LEAST} are needed")
     every = -(-sum(e.tokens.nbytes for group in groups for e in group) // MEMORY)
+    every = min(every, count // LEAST)  # few are enough only where they are not left out
     groups = [group[::every] for group in groups]
     unseen = [e for group in groups for e in group[UNSEEN - 1 :: UNSEEN]]
     fitting = [e for group in groups for place, e in enumerate(group) if place % UNSEEN != UNSEEN - 1]

@@ -8,15 +8,18 @@ Rolnick et al. 2019). What failed is learned from only where a teacher says how 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from sage_ros.core.chunks import ChunkPolicy
 from sage_ros.core.options import check, option
 from sage_ros.policy.checkpoint import Checkpoint
+from sage_ros.policy.student import Student
 from sage_ros.training.cloning import Cloned, clone
 from sage_ros.training.engine import Engine
 from sage_ros.training.openloop import Demonstration, open_loop_error
@@ -33,10 +36,11 @@ RESAMPLES = 4000
 class DreamConfig:
     """How a dream learns, and what its challenger has to reach."""
 
-    steps: int = option(1000, "gradient steps", low=1, high=10**6)
+    steps: int = option(3000, "gradient steps", low=1, high=10**6)
     batch_size: int = option(256, "rows per step", low=1, high=65536)
-    lr: float = option(1e-4, "highest learning rate", low=1e-8, high=1.0)
-    rehearsal: float = option(0.8, "share of the rows that are original demonstrations", low=0.0, high=0.95)
+    lr: float = option(1e-3, "highest learning rate", low=1e-8, high=1.0)
+    rehearsal: float = option(0.95, "share of the rows that are original demonstrations", low=0.0, high=0.99)
+    reach: float = option(0.9, "how far it goes from the champion's weights to those it learned", low=0.05, high=1.0)
     priority: float = option(0.6, "how much more often surprising rows are drawn; 0: all alike", low=0.0, high=2.0)
     correction: float = option(0.5, "how far a row counts less for being drawn more often; 1: fully", low=0.0, high=1.0)
     unjudged: float = option(0.25, "what a session counts whose outcome nobody has told", low=0.0, high=1.0)
@@ -108,6 +112,19 @@ def plan(
     )  # fmt: skip
 
 
+def cloning_settings(champion: Checkpoint, config: DreamConfig) -> CloningConfig:
+    """The champion's own, but for how long and how fast: what it was kept from learning by heart, it still is.
+
+    Settings that this version does not know any more are as the package has them.
+    """
+    known = {item.name for item in fields(CloningConfig)}
+    own = {name: value for name, value in champion.metrics.get("config", {}).items() if name in known}
+    return CloningConfig(**own | {
+        "steps": config.steps, "batch_size": config.batch_size, "lr": config.lr, "warmup": min(50, config.steps),
+        "evaluate_every": min(100, config.steps), "seed": config.seed, "labelled_only": False,
+    })  # fmt: skip
+
+
 def learn(
     champion: Checkpoint, sessions: Sequence[Session], originals: Sequence[Demonstration], config: DreamConfig,
     unfinished: Unfinished | None = None, save_every: int = 50, progress: bool = True,
@@ -116,14 +133,22 @@ def learn(
 
     It keeps the champion's normalization, and with it the range of actions that the safety filter allows.
     """
-    settings = CloningConfig(
-        steps=config.steps, batch_size=config.batch_size, lr=config.lr, warmup=min(50, config.steps),
-        evaluate_every=min(100, config.steps), seed=config.seed,
-    )  # fmt: skip
+    settings = cloning_settings(champion, config)
     replay = plan(champion, sessions, originals, config)
     training = [*(session.demonstration for session in sessions), *originals]
     engine = Engine("cpu", save_every=save_every)
-    return clone(training, [], champion.config, settings, engine, progress, unfinished, "challenger", replay)
+    cloned = clone(training, [], champion.config, settings, engine, progress, unfinished, "challenger", replay)
+    return replace(cloned, student=between(champion.policy.student, cloned.student, config.reach))
+
+
+def between(known: Student, learned: Student, reach: float) -> Student:
+    """The student whose weights lie so far on the way (WiSE-FT, Wortsman et al. 2022).
+
+    What was forgotten is regained faster than what was learned is lost, and chance in the last steps counts less.
+    """
+    found, start = copy.deepcopy(learned), known.state_dict()
+    found.load_state_dict({name: torch.lerp(start[name], end, reach) for name, end in learned.state_dict().items()})
+    return found
 
 
 def judge(
