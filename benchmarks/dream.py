@@ -289,7 +289,7 @@ def draw(figures: dict[str, float], seeds: list[int]) -> Figure:
     middle.set_yscale("symlog", linthresh=5.0)
     middle.margins(y=0.15)
     middle.axhline(2.0, color="#d1495b", lw=0.8, ls="--")
-    middle.text(place[-1] + 0.45, 2.0, "2 %", color="#d1495b", fontsize=8, va="bottom", ha="right")
+    middle.text(place[0] - 0.45, 2.0, "2 %", color="#d1495b", fontsize=8, va="bottom")
     bars(right, "%.0f", {way: f"closed_loop_shift_{way}_percent" for way in colours},
          "Success in the shifted world", "of episodes (%)")  # fmt: skip
     right.set_ylim(0, 105)
