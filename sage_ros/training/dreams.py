@@ -129,9 +129,10 @@ def learn(
     champion: Checkpoint, sessions: Sequence[Session], originals: Sequence[Demonstration], config: DreamConfig,
     unfinished: Unfinished | None = None, save_every: int = 50, progress: bool = True,
 ) -> Cloned:  # fmt: skip
-    """A challenger: the champion, trained on by a dream of the sessions. Same inputs, same challenger.
+    """A challenger: from the champion's weights ``reach`` of the way to what a dream of the sessions makes of them.
 
-    It keeps the champion's normalization, and with it the range of actions that the safety filter allows.
+    It keeps the champion's normalization, and with it the range of actions that the safety filter allows. Same inputs,
+    same challenger.
     """
     settings = cloning_settings(champion, config)
     replay = plan(champion, sessions, originals, config)
