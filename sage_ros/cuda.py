@@ -12,10 +12,10 @@ WARM_UPS = 3  # as torch's recipe has it
 
 
 class Graphed:
-    """``work`` on tensors, as a CUDA graph where ``device`` is one, and as it is elsewhere.
+    """``work`` on tensors (B, ...): one at a time as a CUDA graph where ``device`` is one, else as it is.
 
     A graph is recorded for the shapes and types that were last given, and anew where they change; tensors may be
-    given on the CPU. On a GPU the results are overwritten by the next call.
+    given on the CPU. What a graph found is overwritten by the next call.
     """
 
     def __init__(self, work: Callable[..., Any], device: torch.device) -> None:
@@ -27,8 +27,8 @@ class Graphed:
     @torch.inference_mode()
     def __call__(self, *given: Tensor) -> Any:
         """What ``work`` gives for them: a tensor, or a tuple of some."""
-        if self.device.type != "cuda":
-            return self.work(*given)
+        if self.device.type != "cuda" or len(given[0]) != 1:
+            return self.work(*(x.to(self.device) for x in given))
         if [(x.shape, x.dtype) for x in given] != [(x.shape, x.dtype) for x in self._given]:
             self._capture(given)
         for there, new in zip(self._given, given, strict=True):

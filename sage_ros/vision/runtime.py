@@ -76,18 +76,15 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """Eager on a CPU; on a GPU one frame goes through a CUDA graph."""
+    """Eager, but for one frame at a time on a GPU."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32", about: str = "") -> None:
         self._dtype = HALVES.get(precision, torch.float32)
-        self._network = network.to(device, self._dtype)
-        self._single = Graphed(self._network, device)
+        self._run = Graphed(network.to(device, self._dtype), device)
         self.about = about or f"torch {precision} on {device}"
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> np.ndarray:
-        run = self._single if len(pixels) == 1 else self._network
-        found: np.ndarray = run(pixels.to(self._dtype)).float().cpu().numpy()
+        found: np.ndarray = self._run(pixels.to(self._dtype)).float().cpu().numpy()
         return found
 
 

@@ -46,7 +46,7 @@ class Tower:
         self.name, self.size, self.grid, self.features, self.sha256 = name, size, grid, features, sha256
         self.network = network.eval().requires_grad_(False)
         self._mean, self._std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (mean, std))
-        self._shrink_single = Graphed(self._shrink, device)
+        self._shrink = Graphed(self._resized, device)
         self._run = make_runner(self.network, size, sha256, device, runtime, self._samples)
 
     @property
@@ -67,16 +67,15 @@ class Tower:
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (B, H, W, 3) uint8 RGB -> tokens (B, N, F) float32."""
-        pixels = _bytes(frames)
-        return self._run((self._shrink_single if len(pixels) == 1 else self._shrink)(pixels))
+        return self._run(self._shrink(_bytes(frames)))
 
     def prepare(self, frames: np.ndarray) -> Tensor:
         """Frames (B, H, W, 3) uint8 RGB -> pixel values (B, 3, size, size): antialiased bicubic, as in training."""
-        return self._shrink(_bytes(frames))
+        return self._resized(_bytes(frames).to(self._mean.device))
 
     @torch.inference_mode()
-    def _shrink(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self._mean.device).permute(0, 3, 1, 2)
+    def _resized(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.permute(0, 3, 1, 2)
         if pixels.device.type != "cpu":  # which alone has it for bytes, and there four times as fast
             pixels = pixels.float()
         small = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
