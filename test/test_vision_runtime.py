@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def test_a_gpu_gives_the_tokens_of_the_cpu_and_keeps_its_budget() -> None:
     cuda, network = torch.device("cuda"), Patches()
     exact = eager(network, pixels())
     for asked in (Runtime("auto", "fp32"), Runtime("auto", "auto", gpu_memory=1.0)):
-        run = make_runner(network, 32, "i", cuda, asked, pixels)
+        run = make_runner(copy.deepcopy(network), 32, "i", cuda, asked, pixels)  # which it moves to the GPU
         assert isinstance(run, TorchRunner)
         for _ in range(2):  # the second time out of the graph
             assert cosine(np.concatenate([run(one[None].to(cuda)) for one in pixels()]), exact) > COSINE
