@@ -6,8 +6,9 @@ GPU           where there is one: its time for a frame, at each state's rate
 budget        the simulated world, where the cube is pushed 4 cm aside once, on a computer that encodes so many frames a
               second when it does nothing else (--rates). After each task comes a pause as long. Steady FOCUS: full rate
               all the time; everything at half rate; and the manager with the package's table (it gains half a core),
-              which works at full rate as long as its store lasts and spends almost nothing in the pauses. "Saved" is
-              its success less that at half rate, on the same seeds, in percent, with its 95 % interval
+              which works at full rate as long as its store lasts and spends almost nothing in the pauses. A CRISIS
+              (it doubts for 2 s what steady FOCUS goes on with) costs the task; an operator resets it in the pause.
+              "Saved" is its success less that at half rate, on the same seeds, in percent, with its 95 % interval
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class Lived:
     spent: float  # s of compute
     time: float  # s
     focus: float  # s in FOCUS
+    crises: int
 
 
 def live(chain: Chain) -> Lived:
@@ -128,14 +130,14 @@ def live(chain: Chain) -> Lived:
             outcomes.append(roll_out(world, way, seed, longest=LONGEST))
             way.pause(outcomes[-1].seconds)
     successes, seconds = [o.success for o in outcomes], [o.seconds for o in outcomes]
-    return Lived(successes, seconds, way.spent, way.time, way.focus)
+    return Lived(successes, seconds, way.spent, way.time, way.focus, way.crises)
 
 
 def budget(rates: list[float], episodes: int, jobs: int) -> dict[str, float]:
     chains = [Chain(rate, schedule, range(NEW + first, NEW + min(first + CHAIN, episodes)))
               for rate in rates for schedule in SCHEDULES for first in range(0, episodes, CHAIN)]  # fmt: skip
     by: dict[tuple[float, str], list[Lived]] = {}
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(chains))) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(jobs, len(chains)), torch.set_num_threads, (1,)) as pool:
         for chain, lived in zip(chains, pool.imap(live, chains, chunksize=1), strict=True):
             by.setdefault((chain.rate, chain.schedule), []).append(lived)
             print(f"  {chain.rate:g} frames/s, {chain.schedule}, from seed {chain.seeds[0]}: {sum(lived.successes)} of "
@@ -154,6 +156,7 @@ def budget(rates: list[float], episodes: int, jobs: int) -> dict[str, float]:
             }  # fmt: skip
         for schedule in ("manager", "half"):
             figures[f"{name}_{schedule}_loses"] = 100 * float((won["focus"] - won[schedule]).mean())
+        figures[f"{name}_manager_crises"] = float(sum(lived.crises for lived in by[rate, "manager"]))
         figures[f"{name}_manager_over_half_cores"] = figures[f"{name}_manager_cores"] / figures[f"{name}_half_cores"]
         saved = won["manager"] - won["half"]
         low, high = paired_interval(saved)
@@ -176,6 +179,7 @@ class Scheduled(StudentPilot):
         super().__init__(pilot.pipeline)
         self.rate, self.schedule, self.table = rate, schedule, table
         self.time = self.spent = self.focus = self._certainty = 0.0
+        self.crises = 0
         self._energy = Energy(table.store.capacity, table.store.recharge)
         self._metabolism = Metabolism(table.thresholds)
         self.pipeline.filter.config = SafetyConfig(watchdog=3.0 / rate)
@@ -200,6 +204,9 @@ class Scheduled(StudentPilot):
         if self.schedule != "manager":
             self.spent += seconds * self._allowed / self.rate
             return
+        if self._metabolism.state is State.CRISIS:
+            self.crises += 1
+            self._metabolism.reset_crisis()
         cost = seconds * self.table.states[State.REST].cost
         self.spent += cost
         self._metabolism.update(Senses(self.time, self._energy.advance(seconds, cost), task=False))
