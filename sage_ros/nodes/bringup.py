@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 import rclpy
@@ -11,7 +10,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from sage_ros.core.restarts import RestartLimit
-from sage_ros.nodes.process import StopRequest
+from sage_ros.nodes.process import StopRequest, leave_ros
 from sage_ros.nodes.supervision import Bringup, BringupError, NodeError, Stopped, Supervisor
 
 __all__ = ["Bringup", "BringupError", "NodeError", "Supervisor"]
@@ -51,8 +50,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"bringup: {error}", file=sys.stderr)
         return 1
     finally:
-        rclpy.try_shutdown()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in process.run
+        leave_ros()
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

@@ -77,6 +77,12 @@ class StopRequest(threading.Event):
             self.set()
 
 
+def leave_ros() -> None:
+    """The end of a ``main``. A launch passes Ctrl-C on twice: it must not reach into the interpreter's end."""
+    rclpy.try_shutdown()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> int:
     """The ``main`` of a node executable: one node, one process; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -91,8 +97,7 @@ def run(node_class: Callable[[], SageNode], args: list[str] | None = None) -> in
     while spinner.alive and not stop.wait(0.2):
         pass
     spinner.close()
-    rclpy.try_shutdown()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launch passes Ctrl-C on twice: not into the interpreter's end
+    leave_ros()
     if isinstance(spinner.error, SystemExit):
         print(spinner.error, file=sys.stderr)
         return 1

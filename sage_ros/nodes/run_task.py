@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from sage_ros.core.pace import Pace
 from sage_ros.nodes.lifecycle import LATCHED, RELIABLE, SageNode, Status, values_of
 from sage_ros.nodes.liveliness import OPERATOR, Liveliness, announce
 from sage_ros.nodes.monitor import LiveLine
-from sage_ros.nodes.process import StopRequest, make_executor, run
+from sage_ros.nodes.process import StopRequest, leave_ros, make_executor, run
 
 FILTER = "safety_filter"
 UNDER_WAY = "under way"
@@ -300,8 +299,7 @@ def main(args: list[str] | None = None) -> int:
         return _run_once(node, options, stop)
     finally:
         node.shut_down()
-        rclpy.try_shutdown()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in process.run
+        leave_ros()
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
